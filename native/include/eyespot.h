@@ -1,0 +1,78 @@
+/* eyespot.h: the C ABI of the engine. A bundle directory in, tokens' logits out; no model names, no Python.
+ *
+ * One engine holds one bundle and one sequence (its KV cache). Calls on one engine must not overlap, except es_cancel.
+ * Every function that can fail returns a status; es_last_error() then gives one line: found, expected, likely cause. */
+#ifndef EYESPOT_H_
+#define EYESPOT_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define ES_API __attribute__((visibility("default")))
+#else
+#define ES_API
+#endif
+
+#define ES_ABI_VERSION 1
+
+/* Statuses equal the exit codes of the command line. */
+enum { ES_OK = 0, ES_FAILED = 1, ES_USAGE = 2, ES_UNSUPPORTED = 3, ES_CANCELLED = 130 };
+
+typedef struct es_engine es_engine;
+
+typedef struct {
+  int32_t threads;  /* 0: as many as the processors this process may use */
+  int32_t ctx_size; /* 0: what the bundle was compiled for; never more than that */
+  const char* isa;  /* NULL or "": the best this machine has; "scalar", "avx2": that one, or es_open fails */
+} es_options;
+
+typedef struct {
+  int32_t vocab_size, hidden_size, ctx_size, prefill_chunk, threads;
+  int32_t image_token_id;                     /* -1: no eyes */
+  int32_t tile_size, tile_tokens, tile_batch; /* pixels a side; feature rows a tile; tiles encoded at once */
+  int64_t arena_bytes, weight_bytes, kv_bytes;
+  char isa[16], kv_type[8];
+} es_info;
+
+/* Opens the bundle in `dir`. *out is NULL on failure. */
+ES_API int es_open(const char* dir, const es_options* options, es_engine** out);
+ES_API void es_close(es_engine* engine);
+ES_API int es_get_info(const es_engine* engine, es_info* out);
+
+/* pixels: float32 [tiles][3][tile_size][tile_size], normalized. features: float32 [tiles * tile_tokens][hidden_size]. */
+ES_API int es_encode(es_engine* engine, const float* pixels, int32_t tiles, float* features);
+
+/* Appends n tokens to the sequence, in chunks of at most prefill_chunk. The j-th token equal to image_token_id takes
+ * row j of features; feature_rows must be their number. logits: float32 [want][vocab_size], those after the last `want`
+ * (0..n) tokens. Fails without change when n tokens do not fit the context, or a token is outside the vocabulary;
+ * when cancelled, whole chunks may have been kept: ask es_past. */
+ES_API int es_prefill(es_engine* engine, const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows,
+                      int32_t want, float* logits);
+
+/* es_prefill of one token and its logits. */
+ES_API int es_decode(es_engine* engine, int32_t token, float* logits);
+
+/* Tokens in the sequence; forgetting all but the first n of them (n at most es_past). */
+ES_API int32_t es_past(const es_engine* engine);
+ES_API int es_truncate(es_engine* engine, int32_t n);
+
+/* From any thread or a signal handler: the call that is running, if any, stops at its next block with ES_CANCELLED. */
+ES_API void es_cancel(es_engine* engine);
+
+/* After every block of every graph: the block's last value, float32 [rows][columns], valid during the call. NULL ends it. */
+typedef void (*es_trace_fn)(void* user, const char* graph, const char* block, const float* data, int32_t rows, int32_t columns);
+ES_API void es_trace(es_engine* engine, es_trace_fn callback, void* user);
+
+/* The last failure on this thread; "" when none. Valid until the next call on this thread. */
+ES_API const char* es_last_error(void);
+ES_API const char* es_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,150 @@
+"""Program: one model as graphs of blocks of ops, the weights they name, and where those come from.
+
+A part is one file of the bundle; a block is the unit of compiling, checking and streaming (a layer, the embedding, the head).
+Knows no family and no storage format: `Weight.scheme` is a name that quantize gives and the engine obeys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eyespot.program.op import Dim, Op, Shape
+
+FORMAT = 1  # of program.json; the engine refuses another
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows [start, stop) of the first axis of a checkpoint tensor; stop None = all rows."""
+
+    tensor: str
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight as the ops see it: the concatenation of its sources' rows, reshaped to `shape`."""
+
+    name: str
+    shape: tuple[int, ...]
+    part: str
+    sources: tuple[Rows, ...] = ()
+    scheme: str = ""
+
+    @property
+    def label(self) -> str:
+        """What recipe patterns see: the part, then the name."""
+        return f"{self.part}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    name: str
+    shape: Shape
+    dtype: str = "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    name: str
+    part: str
+    ops: tuple[Op, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """`values` holds the inputs and every op's output, in order of definition."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    values: Mapping[str, Value]
+
+    def ops(self) -> Iterator[tuple[Block, Op]]:
+        for block in self.blocks:
+            for op in block.ops:
+                yield block, op
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """Sizes the caller of an engine needs. image_token_id is -1 and the tile sizes are 0 for a model without eyes."""
+
+    vocab_size: int
+    hidden_size: int
+    max_position: int
+    image_token_id: int = -1
+    tile_size: int = 0  # pixels a side
+    tile_tokens: int = 0  # feature rows a tile
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """graphs: 'text' (tokens [n], rows [o], with eyes also features [f, d] -> logits [o, vocab]) and,
+    with eyes, 'vision' (pixels [t, 3, s, s] -> features [tile_tokens*t, d])."""
+
+    family: str
+    info: Info
+    graphs: Mapping[str, Graph]
+    weights: Mapping[str, Weight]
+    constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def parts(self) -> list[str]:
+        """Part names in the order of the data."""
+        order = [block.part for graph in self.graphs.values() for block in graph.blocks]
+        return list(dict.fromkeys(order))
+
+    def roles(self) -> dict[str, set[tuple[str, str]]]:
+        """Weight name -> the (op kind, role) pairs under which ops use it."""
+        uses: dict[str, set[tuple[str, str]]] = {name: set() for name in self.weights}
+        for graph in self.graphs.values():
+            for _, op in graph.ops():
+                for role, name in op.weights.items():
+                    if name in uses:
+                        uses[name].add((op.kind, role))
+        return uses
+
+    def to_json(self) -> dict[str, Any]:
+        """The `program.json` of a bundle, less its `memory` key. Sources stay behind: a bundle has no checkpoint."""
+        return {
+            "format": FORMAT,
+            "family": self.family,
+            "info": {k: getattr(self.info, k) for k in Info.__dataclass_fields__},
+            "constants": {k: list(v) for k, v in self.constants.items()},
+            "weights": {w.name: {"shape": list(w.shape), "part": w.part, "scheme": w.scheme} for w in self.weights.values()},
+            "graphs": {g.name: _graph_json(g) for g in self.graphs.values()},
+        }
+
+
+def _shape_json(shape: Shape) -> list[int | str]:
+    return [str(d) if isinstance(d, Dim) else d for d in shape]
+
+
+def _graph_json(graph: Graph) -> dict[str, Any]:
+    values = graph.values
+    return {
+        "inputs": [{"name": n, "shape": _shape_json(values[n].shape), "dtype": values[n].dtype} for n in graph.inputs],
+        "outputs": list(graph.outputs),
+        "blocks": [
+            {
+                "name": b.name,
+                "part": b.part,
+                "ops": [
+                    {
+                        "kind": op.kind,
+                        "out": op.output,
+                        "shape": _shape_json(values[op.output].shape),
+                        "in": list(op.inputs),
+                        "weights": dict(op.weights),
+                        "attrs": dict(op.attrs),
+                    }
+                    for op in b.ops
+                ],
+            }
+            for b in graph.blocks
+        ],
+    }
