@@ -19,9 +19,7 @@ class EyespotError(Exception):
 
     exit_code = FAILED
 
-    def __init__(
-        self, what: str, *, found: object = None, expected: object = None, cause: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, found: object = None, expected: object = None, cause: str | None = None) -> None:
         self.what, self.found, self.expected, self.cause = what, found, expected, cause
         parts = [_one_line(what)]
         if found is not None:

@@ -21,7 +21,20 @@ import numpy.typing as npt
 from eyespot import limits
 from eyespot.errors import EyespotError
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4", "I8": "i1", "U8": "u1"}  # dtypes we load
 ALIGN = 64  # of every tensor's first byte in files we write, so that kernels may load whole vectors
 
@@ -44,7 +57,9 @@ def parse_json(data: bytes, what: str) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
         if len(result) != len(items):
-            raise EyespotError(f"{what}: duplicate key", found=next(k for i, (k, _) in enumerate(items) if k in dict(items[:i])))
+            raise EyespotError(
+                f"{what}: duplicate key", found=next(k for i, (k, _) in enumerate(items) if k in dict(items[:i]))
+            )
         return result
 
     def constant(name: str) -> Any:
@@ -71,7 +86,9 @@ def read_json(path: Path) -> Any:
         with open(path, "rb") as file:
             data = file.read(limits.JSON_BYTES + 1)
     except OSError as error:
-        raise EyespotError(f"{path.name}: cannot be read ({error.strerror})", cause=f"no such file in {path.parent}") from None
+        raise EyespotError(
+            f"{path.name}: cannot be read ({error.strerror})", cause=f"no such file in {path.parent}"
+        ) from None
     if len(data) > limits.JSON_BYTES:
         raise EyespotError(f"{path.name}: too large", expected=f"at most {limits.JSON_BYTES} bytes")
     return parse_json(data, path.name)
@@ -92,7 +109,9 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
                 )  # fmt: skip
             raw = parse_json(file.read(length), name)
     except OSError as error:
-        raise EyespotError(f"{name}: cannot be read ({error.strerror})", cause=f"no such file in {path.parent}") from None
+        raise EyespotError(
+            f"{name}: cannot be read ({error.strerror})", cause=f"no such file in {path.parent}"
+        ) from None
     if not isinstance(raw, dict):
         raise EyespotError(f"{name}: header is not an object")
     metadata = raw.pop("__metadata__", {})
@@ -116,15 +135,28 @@ def _entry(file: str, key: str, item: Any, base: int, size: int) -> Entry:
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise EyespotError(f"{where}: unknown dtype", found=dtype, expected=", ".join(ITEM_BYTES))
-    if not isinstance(shape, list) or len(shape) > limits.RANK or not all(type(d) is int and 0 <= d <= limits.TENSOR_ELEMENTS for d in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > limits.RANK
+        or not all(type(d) is int and 0 <= d <= limits.TENSOR_ELEMENTS for d in shape)
+    ):
         raise EyespotError(f"{where}: bad shape", found=shape, expected=f"at most {limits.RANK} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int and o >= 0 for o in offsets):
         raise EyespotError(f"{where}: bad data_offsets", found=offsets)
     count, (start, stop) = prod(shape), offsets
     if count > limits.TENSOR_ELEMENTS or start > stop or base + stop > size:
-        raise EyespotError(f"{where}: lies past the end of the file", found=f"{size} bytes", expected=f"at least {base + stop}", cause="the file is cut off")
+        raise EyespotError(
+            f"{where}: lies past the end of the file",
+            found=f"{size} bytes",
+            expected=f"at least {base + stop}",
+            cause="the file is cut off",
+        )
     if stop - start != count * ITEM_BYTES[dtype]:
-        raise EyespotError(f"{where}: size and shape disagree", found=f"{stop - start} bytes", expected=f"{count * ITEM_BYTES[dtype]} for {dtype} {shape}")
+        raise EyespotError(
+            f"{where}: size and shape disagree",
+            found=f"{stop - start} bytes",
+            expected=f"{count * ITEM_BYTES[dtype]} for {dtype} {shape}",
+        )
     return Entry(dtype, tuple(shape), base + start, base + stop)
 
 
@@ -165,7 +197,9 @@ def f32_to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).astype(np.uint16)
 
 
-def layout(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, Entry]]:
+def layout(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, Entry]]:
     """Header bytes (length prefix included) and entries of a file holding `tensors` (name -> dtype, shape), each aligned to ALIGN."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset, places = 0, {}
@@ -180,7 +214,12 @@ def layout(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping
     return len(text).to_bytes(8, "little") + text, entries
 
 
-def write(file: BinaryIO, tensors: Mapping[str, tuple[str, tuple[int, ...]]], chunks: Iterable[tuple[str, Array]], metadata: Mapping[str, str] | None = None) -> None:
+def write(
+    file: BinaryIO,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    chunks: Iterable[tuple[str, Array]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a safetensors file. `chunks` yields (name, next rows of that tensor) in any order; all bytes must come."""
     head, entries = layout(tensors, metadata or {})
     file.write(head)
@@ -194,5 +233,7 @@ def write(file: BinaryIO, tensors: Mapping[str, tuple[str, tuple[int, ...]]], ch
         at[name] += data.nbytes
     for name, entry in entries.items():
         if at[name] != entry.stop:
-            raise EyespotError(f"tensor '{name}': bytes are missing", found=at[name] - entry.start, expected=entry.stop - entry.start)
+            raise EyespotError(
+                f"tensor '{name}': bytes are missing", found=at[name] - entry.start, expected=entry.stop - entry.start
+            )
     file.seek(0, os.SEEK_END)

@@ -1,10 +1,10 @@
 """Builder: how a family writes a Program down. Names values, infers shapes as it goes, declares weights at their use.
 
-    b = Builder("qwen2")
-    with b.graph("text"):
-        tokens = b.input("tokens", (Dim(1, "n"),), "i32")
-        with b.block("embed_tokens"):
-            x = b("embed", tokens, weight=b.weight("model.embed_tokens.weight", (vocab, width)))
+b = Builder("qwen2")
+with b.graph("text"):
+    tokens = b.input("tokens", (Dim(1, "n"),), "i32")
+    with b.block("embed_tokens"):
+        x = b("embed", tokens, weight=b.weight("model.embed_tokens.weight", (vocab, width)))
 """
 
 from __future__ import annotations

@@ -20,7 +20,11 @@ def _lines(program: Program, graph: Graph, block: Block) -> list[str]:
         arguments = list(op.inputs)
         for role, name in op.weights.items():
             weight = program.weights.get(name)
-            storage = f" {weight.scheme or 'unset'}{_shape(weight.shape)}" if weight else f" constant[{len(program.constants[name])}]"
+            storage = (
+                f" {weight.scheme or 'unset'}{_shape(weight.shape)}"
+                if weight
+                else f" constant[{len(program.constants[name])}]"
+            )
             arguments.append(f"{role}={name}{storage}")
         arguments += [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in op.attrs.items()]
         shape = _shape(graph.values[op.output].shape)
@@ -35,16 +39,24 @@ def _pattern(lines: list[str], block: Block) -> str:
         return "\n".join(lines)
     layer = int(number.group(1))
     text = re.sub(rf"\blayers?[._]0*{layer}\b", "layer*", "\n".join(lines))
-    text = re.sub(rf"layer_0*{layer - 1}\.", "previous.", text) if layer else re.sub(r"\b(embed\w*|vision\.embeddings|merge)\.\w+", "previous.out", text)
+    text = (
+        re.sub(rf"layer_0*{layer - 1}\.", "previous.", text)
+        if layer
+        else re.sub(r"\b(embed\w*|vision\.embeddings|merge)\.\w+", "previous.out", text)
+    )
     return re.sub(rf"\blayer={layer}\b", "layer=*", re.sub(r"previous\.\w+", "previous.out", text))
 
 
 def dump(program: Program) -> str:
     """Several lines: info, then each graph's inputs, blocks and outputs, each op with its shapes and schemes."""
     info = program.info
-    out = [f"program {program.family}: vocabulary {info.vocab_size}, width {info.hidden_size}, positions {info.max_position}"]
+    out = [
+        f"program {program.family}: vocabulary {info.vocab_size}, width {info.hidden_size}, positions {info.max_position}"
+    ]
     if info.tile_size:
-        out.append(f"  pictures: tiles of {info.tile_size}x{info.tile_size} give {info.tile_tokens} tokens each, placed at token {info.image_token_id}")
+        out.append(
+            f"  pictures: tiles of {info.tile_size}x{info.tile_size} give {info.tile_tokens} tokens each, placed at token {info.image_token_id}"
+        )
     for graph in program.graphs.values():
         inputs = ", ".join(f"{n} {graph.values[n].dtype}{_shape(graph.values[n].shape)}" for n in graph.inputs)
         out.append(f"graph {graph.name}({inputs}):")

@@ -28,7 +28,9 @@ class Dim:
     def parse(cls, text: str) -> Dim:
         per, star, of = text.rpartition("*")
         if of not in SYMBOLS or (star and not (per.isdecimal() and 0 < len(per) < 8)) or (not star and per):
-            raise EyespotError("dimension is malformed", found=text, expected="'n', 'o', 't', 'f' or '<int>*' before one")
+            raise EyespotError(
+                "dimension is malformed", found=text, expected="'n', 'o', 't', 'f' or '<int>*' before one"
+            )
         return cls(int(per) if star else 1, of)
 
 
@@ -77,7 +79,9 @@ class Args:
     def matrix(self, i: int) -> tuple[int | Dim, int]:
         """Input `i` as (rows, columns)."""
         shape = self.inputs[i]
-        _need(len(shape) == 2 and isinstance(shape[1], int), f"input {i} is {_text(shape)}, not a matrix [rows, columns]")
+        _need(
+            len(shape) == 2 and isinstance(shape[1], int), f"input {i} is {_text(shape)}, not a matrix [rows, columns]"
+        )
         columns = shape[1]
         assert isinstance(columns, int)
         return shape[0], columns
@@ -89,14 +93,19 @@ class Args:
 
     def int(self, name: str, low: int = 0) -> int:
         value = self.attrs[name]
-        _need(isinstance(value, int) and not isinstance(value, bool) and value >= low, f"attribute {name}={value!r}, expected an integer of at least {low}")
+        _need(
+            isinstance(value, int) and not isinstance(value, bool) and value >= low,
+            f"attribute {name}={value!r}, expected an integer of at least {low}",
+        )
         assert isinstance(value, int)
         return value
 
     def grouped(self, i: int, group: int) -> tuple[Dim, int]:
         """Input `i` as rows that come in whole groups of `group`: a tile's tokens."""
         rows, columns = self.matrix(i)
-        _need(isinstance(rows, Dim) and rows.per % group == 0, f"input {i} has {rows} rows, not whole groups of {group}")
+        _need(
+            isinstance(rows, Dim) and rows.per % group == 0, f"input {i} has {rows} rows, not whole groups of {group}"
+        )
         assert isinstance(rows, Dim)
         return rows, columns
 
@@ -142,7 +151,10 @@ def _attention(a: Args) -> Shape:
     rows, width = a.matrix(0)
     heads, kv_heads, head_dim = a.int("heads", 1), a.int("kv_heads", 1), a.int("head_dim", 1)
     _need(heads % kv_heads == 0, f"{heads} heads do not share {kv_heads} key/value heads evenly")
-    _need(width == (heads + 2 * kv_heads) * head_dim, f"row is {width} wide, expected ({heads} + 2 * {kv_heads}) * {head_dim}")
+    _need(
+        width == (heads + 2 * kv_heads) * head_dim,
+        f"row is {width} wide, expected ({heads} + 2 * {kv_heads}) * {head_dim}",
+    )
     group, layer = a.int("group"), a.int("layer", -1)
     a.int("window")
     _need((layer >= 0) != (group > 0), f"layer={layer} and group={group}: name a cache layer or a group, not both")
@@ -171,7 +183,10 @@ def _add(a: Args) -> Shape:
 
 def _patches(a: Args) -> Shape:
     shape, patch = a.inputs[0], a.int("patch", 1)
-    _need(len(shape) == 4 and isinstance(shape[0], Dim), f"pixels are {_text(shape)}, expected [t, channels, height, width]")
+    _need(
+        len(shape) == 4 and isinstance(shape[0], Dim),
+        f"pixels are {_text(shape)}, expected [t, channels, height, width]",
+    )
     tiles, channels, height, width = shape
     assert isinstance(tiles, Dim) and isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)
     _need(height % patch == 0 and width % patch == 0, f"{width}x{height} pixels are not whole patches of {patch}")
@@ -187,7 +202,10 @@ def _concat(a: Args) -> Shape:
 
 def _position(a: Args) -> Shape:
     table = a.weights["weight"]
-    _need(len(table) == 2 and isinstance(table[0], int) and table[0] > 0, f"table is {_text(table)}, expected [group, width]")
+    _need(
+        len(table) == 2 and isinstance(table[0], int) and table[0] > 0,
+        f"table is {_text(table)}, expected [group, width]",
+    )
     group = table[0]
     assert isinstance(group, int)
     _, width = a.grouped(0, group)
@@ -229,20 +247,32 @@ class OpSpec:
 OPS: dict[str, OpSpec] = {
     "embed": OpSpec(1, _embed, ("weight",), {}, "out[i] = weight[tokens[i]]"),
     "merge": OpSpec(
-        3, _merge, (), {"token_id": int},
+        3,
+        _merge,
+        (),
+        {"token_id": int},
         "inputs x, tokens, features: the j-th row whose token is token_id becomes features[j]; counts must agree",
     ),
     "linear": OpSpec(1, _linear, ("weight", "bias?"), {}, "out = x @ weight.T + bias"),
-    "head": OpSpec(1, _linear, ("weight", "bias?"), {}, "as linear, onto the vocabulary; NaN or Inf in the result is an error"),
+    "head": OpSpec(
+        1, _linear, ("weight", "bias?"), {}, "as linear, onto the vocabulary; NaN or Inf in the result is an error"
+    ),
     "rms_norm": OpSpec(1, _norm, ("weight",), {"eps": float}, "out = x / sqrt(mean(x^2) + eps) * weight"),
-    "layer_norm": OpSpec(1, _norm, ("weight", "bias"), {"eps": float}, "out = (x - mean) / sqrt(var + eps) * weight + bias"),
+    "layer_norm": OpSpec(
+        1, _norm, ("weight", "bias"), {"eps": float}, "out = (x - mean) / sqrt(var + eps) * weight + bias"
+    ),
     "rope": OpSpec(
-        1, _rope, ("inv_freq",), {"heads": int, "head_dim": int, "rotary_dim": int, "factor": float},
+        1,
+        _rope,
+        ("inv_freq",),
+        {"heads": int, "head_dim": int, "rotary_dim": int, "factor": float},
         "rotates the first `heads` heads of each row, the rest passes. Angle = position * inv_freq[i] in float32; "
         "pair (i, i + rotary_dim/2); cos and sin are multiplied by factor. Position = cached tokens + row",
     ),
     "attention": OpSpec(
-        1, _attention, (),
+        1,
+        _attention,
+        (),
         {"heads": int, "kv_heads": int, "head_dim": int, "scale": float, "layer": int, "group": int, "window": int},
         "rows hold q heads, k heads, v heads. layer >= 0: causal, k and v are appended to that cache layer first, and "
         "window > 0 limits a query to the last `window` keys, itself included. group > 0: not causal, no cache, "
@@ -250,17 +280,25 @@ OPS: dict[str, OpSpec] = {
     ),
     "gelu": OpSpec(1, _same, (), {"tanh": bool}, "0.5 x (1 + erf(x / sqrt 2)), or its tanh form"),
     "swiglu": OpSpec(1, _swiglu, (), {}, "row = [gate, up]: out = gate * sigmoid(gate) * up"),
-    "add": OpSpec(2, _add, ("scale?",), {"alpha": float}, "out = x + alpha * scale * y, scale per column (1 when absent)"),
+    "add": OpSpec(
+        2, _add, ("scale?",), {"alpha": float}, "out = x + alpha * scale * y, scale per column (1 when absent)"
+    ),
     "scale": OpSpec(1, _same, (), {"factor": float}, "out = factor * x"),
     "patches": OpSpec(
-        1, _patches, (), {"patch": int},
+        1,
+        _patches,
+        (),
+        {"patch": int},
         "pixels [t, c, h, w] -> one row a patch, row-major over the picture; inside a row channel, y, x",
     ),
     "concat": OpSpec(1, _concat, ("prefix",), {"group": int}, "puts the row `prefix` before each group of rows"),
     "position": OpSpec(1, _position, ("weight",), {}, "adds weight[i] to row i of every group of len(weight) rows"),
     "slice": OpSpec(1, _slice, (), {"group": int, "start": int}, "drops the first `start` rows of each group"),
     "pixel_shuffle": OpSpec(
-        1, _pixel_shuffle, (), {"side": int, "factor": int},
+        1,
+        _pixel_shuffle,
+        (),
+        {"side": int, "factor": int},
         "each group is a side x side picture of rows; every factor x factor square becomes one row, "
         "inside it (dy, dx, channel); squares are row-major (InternVL's ps_version v2)",
     ),

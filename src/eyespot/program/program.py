@@ -115,7 +115,9 @@ class Program:
             "family": self.family,
             "info": {k: getattr(self.info, k) for k in Info.__dataclass_fields__},
             "constants": {k: list(v) for k, v in self.constants.items()},
-            "weights": {w.name: {"shape": list(w.shape), "part": w.part, "scheme": w.scheme} for w in self.weights.values()},
+            "weights": {
+                w.name: {"shape": list(w.shape), "part": w.part, "scheme": w.scheme} for w in self.weights.values()
+            },
             "graphs": {g.name: _graph_json(g) for g in self.graphs.values()},
         }
 

@@ -77,7 +77,9 @@ def verify(program: Program) -> Program:
                 used.add(name)
                 weight = program.weights.get(name)
                 if weight is not None and weight.part != block.part:
-                    raise EyespotError(f"weight '{name}' lies in part '{weight.part}' but block '{block.name}' is in '{block.part}'")
+                    raise EyespotError(
+                        f"weight '{name}' lies in part '{weight.part}' but block '{block.name}' is in '{block.part}'"
+                    )
             if op.kind == "rope":
                 ropes.add((op.weights["inv_freq"], op.attrs["factor"]))
             if op.kind == "attention" and op.attrs["layer"] != -1:
