@@ -104,9 +104,11 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             length = int.from_bytes(head, "little")
             if len(head) < 8 or length > limits.HEADER_BYTES or 8 + length > size:
                 raise EyespotError(
-                    f"{name}: header does not fit", found=f"{size} bytes, header of {length}", expected="a safetensors file",
+                    f"{name}: header does not fit",
+                    found=f"{size} bytes, header of {length}",
+                    expected="a safetensors file",
                     cause="the file is cut off or is not safetensors",
-                )  # fmt: skip
+                )
             raw = parse_json(file.read(length), name)
     except OSError as error:
         raise EyespotError(
@@ -200,7 +202,7 @@ def f32_to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 def layout(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Entry]]:
-    """Header bytes (length prefix included) and entries of a file holding `tensors` (name -> dtype, shape), each aligned to ALIGN."""
+    """Header bytes, length prefix included, and entries of a file of `tensors` (name -> dtype, shape)."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset, places = 0, {}
     for name, (dtype, shape) in tensors.items():
@@ -229,7 +231,7 @@ def write(
         if at[name] + data.nbytes > entries[name].stop:
             raise EyespotError(f"tensor '{name}': more bytes than its shape takes")
         file.seek(at[name])
-        file.write(memoryview(data))
+        file.write(data.data)
         at[name] += data.nbytes
     for name, entry in entries.items():
         if at[name] != entry.stop:

@@ -76,7 +76,7 @@ class Builder:
         return Ref(name)
 
     def __call__(self, kind: str, *inputs: str, out: str | None = None, **arguments: Ref | Attr | None) -> str:
-        """Appends an op and returns its output's name. Ref arguments are weights, None is left out, the rest are attributes."""
+        """Appends an op and returns its output's name. A Ref is a weight, None is left out, the rest are attributes."""
         if self._ops is None:
             raise EyespotError(f"op '{kind}' stands outside a block")
         weights = {k: str(v) for k, v in arguments.items() if isinstance(v, Ref)}

@@ -50,13 +50,11 @@ def _pattern(lines: list[str], block: Block) -> str:
 def dump(program: Program) -> str:
     """Several lines: info, then each graph's inputs, blocks and outputs, each op with its shapes and schemes."""
     info = program.info
-    out = [
-        f"program {program.family}: vocabulary {info.vocab_size}, width {info.hidden_size}, positions {info.max_position}"
-    ]
+    head = f"program {program.family}: vocabulary {info.vocab_size}, width {info.hidden_size}"
+    out = [f"{head}, positions {info.max_position}"]
     if info.tile_size:
-        out.append(
-            f"  pictures: tiles of {info.tile_size}x{info.tile_size} give {info.tile_tokens} tokens each, placed at token {info.image_token_id}"
-        )
+        tile = f"{info.tile_size}x{info.tile_size} pixels, {info.tile_tokens} tokens"
+        out.append(f"  pictures: tiles of {tile}, placed at token {info.image_token_id}")
     for graph in program.graphs.values():
         inputs = ", ".join(f"{n} {graph.values[n].dtype}{_shape(graph.values[n].shape)}" for n in graph.inputs)
         out.append(f"graph {graph.name}({inputs}):")

@@ -16,7 +16,10 @@ Attr = int | float | str | bool
 
 @dataclass(frozen=True, slots=True)
 class Dim:
-    """A row count known only at run time: `per` rows for each unit of symbol `of` (n tokens, o output rows, t tiles, f feature rows)."""
+    """A row count known only at run time: `per` rows for each unit of symbol `of`.
+
+    n: tokens of this call. o: rows whose logits are wanted. t: tiles. f: feature rows.
+    """
 
     per: int
     of: str
@@ -48,7 +51,7 @@ def size(shape: Shape, units: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One step: `output = kind(*inputs, **weights, **attrs)`. `weights` maps a role to the name of a weight or constant."""
+    """One step: `output = kind(*inputs, **weights, **attrs)`. `weights`: role -> weight or constant."""
 
     kind: str
     output: str
@@ -91,7 +94,7 @@ class Args:
         shape = self.weights.get(role)
         _need(shape is None or shape == expected, f"weight '{role}' is {_text(shape)}, expected {_text(expected)}")
 
-    def int(self, name: str, low: int = 0) -> int:
+    def integer(self, name: str, low: int = 0) -> int:
         value = self.attrs[name]
         _need(
             isinstance(value, int) and not isinstance(value, bool) and value >= low,
@@ -119,7 +122,7 @@ def _embed(a: Args) -> Shape:
 def _merge(a: Args) -> Shape:
     (_, width), (_, feature_width) = a.matrix(0), a.matrix(2)
     _need(width == feature_width, f"features are {feature_width} wide, hidden state is {width}")
-    a.int("token_id")
+    a.integer("token_id")
     return a.inputs[0]
 
 
@@ -140,7 +143,7 @@ def _norm(a: Args) -> Shape:
 
 def _rope(a: Args) -> Shape:
     _, width = a.matrix(0)
-    heads, head_dim, rotary = a.int("heads", 1), a.int("head_dim", 2), a.int("rotary_dim", 2)
+    heads, head_dim, rotary = a.integer("heads", 1), a.integer("head_dim", 2), a.integer("rotary_dim", 2)
     _need(rotary % 2 == 0 and rotary <= head_dim, f"rotary_dim {rotary} is odd or above head_dim {head_dim}")
     _need(heads * head_dim <= width, f"{heads} heads of {head_dim} do not fit a row of {width}")
     a.weight("inv_freq", (rotary // 2,))
@@ -149,14 +152,14 @@ def _rope(a: Args) -> Shape:
 
 def _attention(a: Args) -> Shape:
     rows, width = a.matrix(0)
-    heads, kv_heads, head_dim = a.int("heads", 1), a.int("kv_heads", 1), a.int("head_dim", 1)
+    heads, kv_heads, head_dim = a.integer("heads", 1), a.integer("kv_heads", 1), a.integer("head_dim", 1)
     _need(heads % kv_heads == 0, f"{heads} heads do not share {kv_heads} key/value heads evenly")
     _need(
         width == (heads + 2 * kv_heads) * head_dim,
         f"row is {width} wide, expected ({heads} + 2 * {kv_heads}) * {head_dim}",
     )
-    group, layer = a.int("group"), a.int("layer", -1)
-    a.int("window")
+    group, layer = a.integer("group"), a.integer("layer", -1)
+    a.integer("window")
     _need((layer >= 0) != (group > 0), f"layer={layer} and group={group}: name a cache layer or a group, not both")
     if group:
         a.grouped(0, group)
@@ -182,19 +185,22 @@ def _add(a: Args) -> Shape:
 
 
 def _patches(a: Args) -> Shape:
-    shape, patch = a.inputs[0], a.int("patch", 1)
+    shape, patch = a.inputs[0], a.integer("patch", 1)
     _need(
         len(shape) == 4 and isinstance(shape[0], Dim),
         f"pixels are {_text(shape)}, expected [t, channels, height, width]",
     )
     tiles, channels, height, width = shape
-    assert isinstance(tiles, Dim) and isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)
+    assert isinstance(tiles, Dim)
+    assert isinstance(channels, int)
+    assert isinstance(height, int)
+    assert isinstance(width, int)
     _need(height % patch == 0 and width % patch == 0, f"{width}x{height} pixels are not whole patches of {patch}")
     return (Dim(tiles.per * (height // patch) * (width // patch), tiles.of), channels * patch * patch)
 
 
 def _concat(a: Args) -> Shape:
-    group = a.int("group", 1)
+    group = a.integer("group", 1)
     rows, width = a.grouped(0, group)
     a.weight("prefix", (1, width))
     return (Dim(rows.per // group * (group + 1), rows.of), width)
@@ -214,14 +220,14 @@ def _position(a: Args) -> Shape:
 
 
 def _slice(a: Args) -> Shape:
-    group, start = a.int("group", 1), a.int("start")
+    group, start = a.integer("group", 1), a.integer("start")
     rows, width = a.grouped(0, group)
     _need(start < group, f"start {start} leaves nothing of a group of {group}")
     return (Dim(rows.per // group * (group - start), rows.of), width)
 
 
 def _pixel_shuffle(a: Args) -> Shape:
-    side, factor = a.int("side", 1), a.int("factor", 1)
+    side, factor = a.integer("side", 1), a.integer("factor", 1)
     _need(side % factor == 0, f"side {side} is not a multiple of factor {factor}")
     rows, width = a.grouped(0, side * side)
     return (Dim(rows.per // (factor * factor), rows.of), width * factor * factor)
@@ -234,7 +240,7 @@ def _select(a: Args) -> Shape:
 
 @dataclass(frozen=True, slots=True)
 class OpSpec:
-    """`inputs`: how many values. `roles`: weight roles, optional ones end in '?'. `attrs`: names and types, all required."""
+    """One op kind. `inputs`: how many. `roles`: of weights, optional ones end in '?'. `attrs`: types, all required."""
 
     inputs: int
     shape: Callable[[Args], Shape]

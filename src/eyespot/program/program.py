@@ -1,6 +1,6 @@
 """Program: one model as graphs of blocks of ops, the weights they name, and where those come from.
 
-A part is one file of the bundle; a block is the unit of compiling, checking and streaming (a layer, the embedding, the head).
+A part is one file of the bundle; a block is the unit of compiling, checking and streaming: a layer, the head.
 Knows no family and no storage format: `Weight.scheme` is a name that quantize gives and the engine obeys.
 """
 

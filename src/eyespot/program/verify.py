@@ -1,4 +1,7 @@
-"""verify(): a Program is well-formed, or one error says which op is not and why. Runs after every pass that changes a Program."""
+"""verify(): a Program is well-formed, or one error says which op is not and why.
+
+Runs after every pass that changes a Program, and on every program.json read back.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +40,16 @@ def _infer(
             raise ShapeFault(f"weight role '{role}' is not among {sorted(roles)}")
     shapes: dict[str, Shape] = {}
     for role, declared in roles.items():
-        name = op.weights.get(role)
-        if name is None:
+        weight = op.weights.get(role)
+        if weight is None:
             if not declared.endswith("?"):
                 raise ShapeFault(f"weight '{role}' is missing")
-        elif name in weights:
-            shapes[role] = weights[name].shape
-        elif name in constants:
-            shapes[role] = (len(constants[name]),)
+        elif weight in weights:
+            shapes[role] = weights[weight].shape
+        elif weight in constants:
+            shapes[role] = (len(constants[weight]),)
         else:
-            raise ShapeFault(f"weight '{name}' is not declared")
+            raise ShapeFault(f"weight '{weight}' is not declared")
     if set(op.attrs) != set(spec.attrs):
         raise ShapeFault(f"attributes {sorted(op.attrs)}, expected {sorted(spec.attrs)}")
     for key, kind in spec.attrs.items():

@@ -1,0 +1,296 @@
+"""The reference interpreter: a Program run by numpy in float32. Slow, short, and the truth for every faster path.
+
+It knows the rows of OPS and nothing else: no files, no families. Weights come from a callable, so they can be streamed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eyespot.errors import EyespotError
+from eyespot.program.op import Op
+from eyespot.program.program import Block, Program
+
+Array = npt.NDArray[Any]  # float32, but for tokens and rows (int32)
+Weights = Callable[[str], Array]
+Trace = Callable[[str, str, Array], None]  # graph, block, the block's last value [rows, columns]
+
+
+def quantize_rows(x: Array) -> Array:
+    """`x` [..., k] after int8 rounding per row (absmax / 127, half to even) and back: as A8 and the int8 cache do."""
+    scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.rint(x * inverse) * scale
+
+
+KV_ROUND: dict[str, Callable[[Array], Array]] = {
+    "f32": lambda x: x,
+    "f16": lambda x: x.astype(np.float16).astype(np.float32),
+    "int8": quantize_rows,
+}
+
+
+class Reference:
+    """One model and one sequence.
+
+    weights: name -> float32 array of the Program's shape (for a quantized model, dequantized).
+    kv_type: how keys and values are rounded when cached: 'f32', 'f16' or 'int8'.
+    """
+
+    def __init__(self, program: Program, weights: Weights, kv_type: str = "f32", trace: Trace | None = None) -> None:
+        self.program, self.weights, self.trace = program, weights, trace
+        self._round = KV_ROUND[kv_type]
+        self._keys: dict[int, Array] = {}  # cache layer -> [past, kv_heads, head_dim]
+        self._values: dict[int, Array] = {}
+        self.past = 0
+
+    def encode(self, pixels: Array) -> Array:
+        """Features [tile_tokens * t, width] of normalized pixels [t, 3, side, side]."""
+        graph = self.program.graphs["vision"]
+        return self._run("vision", {graph.inputs[0]: np.asarray(pixels, np.float32)})
+
+    def prefill(self, tokens: npt.ArrayLike, features: Array | None = None, want: int = 1) -> Array:
+        """Appends tokens [n]; returns logits [want, vocabulary] after the last `want` of them."""
+        ids = np.asarray(tokens, np.int32)
+        given: dict[str, Array] = {"tokens": ids, "rows": np.arange(len(ids) - want, len(ids), dtype=np.int32)}
+        if "features" in self.program.graphs["text"].inputs:
+            width = self.program.info.hidden_size
+            given["features"] = np.zeros((0, width), np.float32) if features is None else features
+        logits = self._run("text", given)
+        self.past += len(ids)
+        return logits
+
+    def decode(self, token: int) -> Array:
+        """Appends one token; returns logits [vocabulary]."""
+        return self.prefill([token])[0]
+
+    def truncate(self, n: int) -> None:
+        """Forgets all but the first n tokens."""
+        self._keys = {layer: k[:n] for layer, k in self._keys.items()}
+        self._values = {layer: v[:n] for layer, v in self._values.items()}
+        self.past = n
+
+    def _run(self, name: str, given: Mapping[str, Array]) -> Array:
+        graph = self.program.graphs[name]
+        values: dict[str, Array] = dict(given)
+        last_use = {v: op.output for _, op in graph.ops() for v in op.inputs}
+        for block in graph.blocks:
+            self._run_block(block, values, last_use, graph.outputs)
+            if self.trace is not None and block.ops:
+                self.trace(name, block.name, values[block.ops[-1].output].astype(np.float32, copy=False))
+        return values[graph.outputs[0]].astype(np.float32, copy=False)
+
+    def _run_block(
+        self, block: Block, values: dict[str, Array], last_use: Mapping[str, str], keep: tuple[str, ...]
+    ) -> None:
+        for op in block.ops:
+            inputs = [values[n] for n in op.inputs]
+            weights = {role: self._weight(name) for role, name in op.weights.items()}
+            if self._activations_int8(op):
+                inputs[0] = quantize_rows(inputs[0].astype(np.float32, copy=False))
+            values[op.output] = RULES[op.kind](self, op, inputs, weights)
+            for name in op.inputs:
+                if last_use[name] == op.output and name not in keep:
+                    values.pop(name, None)
+
+    def _weight(self, name: str) -> Array:
+        constant = self.program.constants.get(name)
+        return np.array(constant, np.float32) if constant is not None else self.weights(name)
+
+    def _activations_int8(self, op: Op) -> bool:
+        weight = self.program.weights.get(op.weights.get("weight", ""))
+        return op.kind in ("linear", "head") and weight is not None and weight.scheme.startswith(("W8A8", "W4A8"))
+
+    def _cached(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """The whole cache of `layer` with the new k, v [n, kv_heads, head_dim] appended after position past."""
+        k, v = self._round(k), self._round(v)
+        if self.past:
+            k = np.concatenate([self._keys[layer][: self.past], k])
+            v = np.concatenate([self._values[layer][: self.past], v])
+        self._keys[layer], self._values[layer] = k, v
+        return k, v
+
+
+def _matmul(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    out: Array = x[0] @ w["weight"].T
+    if "bias" in w:
+        out += w["bias"]
+    if op.kind == "head" and not np.isfinite(out).all():
+        raise EyespotError("logits are not finite", cause="the weights or the input overflow float32")
+    return out
+
+
+def _embed(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    return w["weight"][x[0].astype(np.int64)]
+
+
+def _merge(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    where = x[1] == op.attrs["token_id"]
+    if int(where.sum()) != len(x[2]):
+        raise EyespotError("image tokens and features disagree", found=int(where.sum()), expected=len(x[2]))
+    out = x[0].copy()
+    out[where] = x[2]
+    return out
+
+
+def _rms_norm(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    mean = np.mean(np.square(x[0]), axis=-1, keepdims=True)
+    return x[0] / np.sqrt(mean + np.float32(op.attrs["eps"])) * w["weight"]
+
+
+def _layer_norm(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    centred = x[0] - np.mean(x[0], axis=-1, keepdims=True)
+    variance = np.mean(np.square(centred), axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + np.float32(op.attrs["eps"])) * w["weight"] + w["bias"]
+
+
+def _rope(ref: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    heads, dim, rotary = int(op.attrs["heads"]), int(op.attrs["head_dim"]), int(op.attrs["rotary_dim"])
+    positions = np.arange(ref.past, ref.past + len(x[0]), dtype=np.float32)
+    angle = np.outer(positions, w["inv_freq"]).astype(np.float32)[:, None, :]  # [n, 1, rotary / 2]
+    cos, sin = np.cos(angle) * np.float32(op.attrs["factor"]), np.sin(angle) * np.float32(op.attrs["factor"])
+    out = x[0].copy()
+    rotated = out[:, : heads * dim].reshape(len(out), heads, dim)  # a view: slices of whole columns stay views
+    a, b = rotated[..., : rotary // 2].copy(), rotated[..., rotary // 2 : rotary].copy()
+    rotated[..., : rotary // 2] = a * cos - b * sin
+    rotated[..., rotary // 2 : rotary] = b * cos + a * sin
+    out[:, : heads * dim] = rotated.reshape(len(out), heads * dim)
+    return out
+
+
+def _softmax(scores: Array) -> Array:
+    exp = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True)
+
+
+def _attention(ref: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    heads, kv_heads, dim = int(op.attrs["heads"]), int(op.attrs["kv_heads"]), int(op.attrs["head_dim"])
+    rows = len(x[0])
+    row = x[0].reshape(rows, heads + 2 * kv_heads, dim)
+    q, k, v = row[:, :heads], row[:, heads : heads + kv_heads], row[:, heads + kv_heads :]
+    group, layer, scale = int(op.attrs["group"]), int(op.attrs["layer"]), np.float32(op.attrs["scale"])
+    if group:
+        spans = [slice(at, at + group) for at in range(0, rows, group)]
+        out = [_attend(q[s], k[s], v[s], scale, None) for s in spans]
+        return np.concatenate(out) if out else np.zeros((0, heads * dim), np.float32)
+    keys, values = ref._cached(layer, k, v)
+    query, key = np.arange(ref.past, ref.past + rows)[:, None], np.arange(len(keys))[None, :]
+    visible = key <= query
+    if op.attrs["window"]:
+        visible &= query - key < int(op.attrs["window"])
+    return _attend(q, keys, values, scale, visible)
+
+
+def _attend(q: Array, k: Array, v: Array, scale: np.float32, visible: Array | None) -> Array:
+    """q [n, heads, d], k and v [m, kv_heads, d] -> [n, heads * d]; heads share keys in order, visible is [n, m]."""
+    n, heads, dim = q.shape
+    shared = heads // k.shape[1]
+    out = np.empty((n, heads, dim), np.float32)
+    for h in range(heads):  # head by head: a picture's scores for all heads at once would take gigabytes
+        scores = (q[:, h] @ k[:, h // shared].T) * scale
+        if visible is not None:
+            scores = np.where(visible, scores, np.float32(-np.inf))
+        out[:, h] = _softmax(scores) @ v[:, h // shared]
+    return out.reshape(n, heads * dim)
+
+
+@cache
+def _erf_table() -> Array:
+    """Values of erf at multiples of 1/512 up to 6; Taylor steps from them reach float64 accuracy."""
+    return np.array([math.erf(i / 512) for i in range(6 * 512 + 2)])
+
+
+def erf(x: Array) -> Array:
+    """The error function, to 1e-15: three Taylor terms from the nearest of math.erf's values at multiples of 1/512."""
+    z = np.minimum(np.abs(x.astype(np.float64)), 6.0)
+    i = np.rint(z * 512)
+    at = i / 512
+    h = z - at
+    slope = 2 / math.sqrt(math.pi) * np.exp(-at * at)
+    taylor = h * (1 - h * (at - h * ((2 * at * at - 1) / 3 - h * (at * (2 * at * at - 3)) / 6)))
+    return np.sign(x) * (_erf_table()[i.astype(np.int64)] + slope * taylor)
+
+
+def _gelu(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    v = x[0]
+    if op.attrs["tanh"]:
+        inner = np.float32(math.sqrt(2 / math.pi)) * (v + np.float32(0.044715) * v * v * v)
+        return np.float32(0.5) * v * (1 + np.tanh(inner))
+    return (0.5 * v * (1 + erf(v / math.sqrt(2)))).astype(np.float32)
+
+
+def _swiglu(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    gate, up = np.split(x[0], 2, axis=-1)
+    with np.errstate(over="ignore"):  # exp(-gate) may overflow to inf: the sigmoid is then 0, as it should be
+        return gate / (1 + np.exp(-gate)) * up
+
+
+def _add(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    y = x[1] * w["scale"] if "scale" in w else x[1]
+    return x[0] + np.float32(op.attrs["alpha"]) * y
+
+
+def _scale(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    return x[0] * np.float32(op.attrs["factor"])
+
+
+def _patches(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    patch = int(op.attrs["patch"])
+    t, c, height, width = x[0].shape
+    cut = x[0].reshape(t, c, height // patch, patch, width // patch, patch)
+    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(-1, c * patch * patch)
+
+
+def _concat(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    width = x[0].shape[1]
+    groups = x[0].reshape(-1, int(op.attrs["group"]), width)
+    prefix = np.broadcast_to(w["prefix"], (len(groups), 1, width))
+    return np.concatenate([prefix, groups], axis=1).reshape(-1, width)
+
+
+def _position(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    table = w["weight"]
+    return (x[0].reshape(-1, *table.shape) + table).reshape(x[0].shape)
+
+
+def _slice(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    width = x[0].shape[1]
+    return x[0].reshape(-1, int(op.attrs["group"]), width)[:, int(op.attrs["start"]) :].reshape(-1, width)
+
+
+def _pixel_shuffle(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    side, factor, width = int(op.attrs["side"]), int(op.attrs["factor"]), x[0].shape[1]
+    squares = x[0].reshape(-1, side // factor, factor, side // factor, factor, width)
+    return squares.transpose(0, 1, 3, 2, 4, 5).reshape(-1, factor * factor * width)
+
+
+def _select(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    return x[0][x[1].astype(np.int64)]
+
+
+RULES: dict[str, Callable[[Reference, Op, list[Array], dict[str, Array]], Array]] = {
+    "embed": _embed,
+    "merge": _merge,
+    "linear": _matmul,
+    "head": _matmul,
+    "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
+    "rope": _rope,
+    "attention": _attention,
+    "gelu": _gelu,
+    "swiglu": _swiglu,
+    "add": _add,
+    "scale": _scale,
+    "patches": _patches,
+    "concat": _concat,
+    "position": _position,
+    "slice": _slice,
+    "pixel_shuffle": _pixel_shuffle,
+    "select": _select,
+}
