@@ -1,0 +1,421 @@
+"""Tiny random models of every family, written as Hugging Face checkpoints with a real tokenizer, for everybody's tests.
+
+Each function writes config.json, model.safetensors, the tokenizer's files and chat_template.jinja into `directory` and
+returns the transformers model (float32, eval) that holds the same numbers: the truth to compare with. torch and
+transformers are imported inside functions. The sizes are odd on purpose: nothing here fills whole SIMD lanes or groups.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+IMAGE_TOKENS = (
+    "<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>",
+)  # fmt: skip
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT: dict[str, Any] = {
+    "hidden_size": 60,
+    "intermediate_size": 100,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 36,
+    "intermediate_size": 52,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 56,
+    "patch_size": 14,
+    "attention_bias": True,
+}
+
+
+@lru_cache
+def corpus() -> tuple[str, ...]:
+    """Lines of English: docstrings of the standard library."""
+    owners = (str, bytes, dict, list, json, inspect, textwrap, json.JSONDecoder, textwrap.TextWrapper)
+    docs = [inspect.getdoc(getattr(o, n, None)) or "" for o in owners for n in sorted(dir(o)) if not n.startswith("__")]
+    return tuple(line for doc in docs for line in doc.splitlines() if line)
+
+
+@lru_cache
+def tokenizer_json(images: bool = False) -> str:
+    """A byte-level BPE of 384 tokens; chat tokens follow, then, with `images`, the nine of InternVL, which end it."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    names = CHAT_TOKENS + (IMAGE_TOKENS if images else ())
+    tokenizer.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+    return tokenizer.to_str()
+
+
+def token_ids(images: bool = False) -> dict[str, int]:
+    """The added tokens' ids."""
+    return {t["content"]: t["id"] for t in json.loads(tokenizer_json(images))["added_tokens"]}
+
+
+def vocab_size(images: bool = False) -> int:
+    return 384 + len(CHAT_TOKENS) + (len(IMAGE_TOKENS) if images else 0)
+
+
+def randomize(model: Any, seed: int) -> Any:
+    """Every parameter drawn anew: norms and layer scales near 1, biases and tables not zero, so that no term hides."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if ("norm" in name and name.endswith("weight")) or "lambda" in name:
+                parameter.copy_(1 + 0.2 * noise)
+            elif parameter.dim() == 1:
+                parameter.copy_(0.2 * noise)
+            elif "embed" in name and parameter.dim() != 4:
+                parameter.copy_(0.3 * noise)  # small, or a tied model repeats its input
+            else:
+                parameter.copy_(noise * 1.5 / (parameter[0].numel() ** 0.5))
+    return model.eval()
+
+
+def write(
+    directory: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    images: bool = False,
+    dtype: str = "float32",
+    chat_template: str | None = CHATML,
+) -> None:
+    """The files of a checkpoint. Tensors are torch's, by checkpoint name; they are stored as `dtype`."""
+    import torch
+    from safetensors.torch import save_file
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    ids = token_ids(images)
+    stored = {k: v.detach().to(getattr(torch, dtype)).contiguous().clone() for k, v in tensors.items()}
+    save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "clean_up_tokenization_spaces": False,
+        **({"chat_template": chat_template} if chat_template else {}),
+    }
+    files: dict[str, Any] = {
+        "config.json": {**config, "torch_dtype": dtype},
+        "tokenizer_config.json": settings,
+        "generation_config.json": {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]], "do_sample": False},
+    }
+    if images:
+        files["preprocessor_config.json"] = {"crop_to_patches": True, "image_mean": MEAN, "image_std": STD}
+    for name, value in files.items():
+        (directory / name).write_text(json.dumps(value, indent=2))
+    (directory / "tokenizer.json").write_text(tokenizer_json(images), encoding="utf-8")
+    if chat_template:
+        (directory / "chat_template.jinja").write_text(chat_template)
+
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def _rounded(model: Any, dtype: str) -> Any:
+    """The model with its weights rounded as they will be stored, back in float32."""
+    import torch
+
+    return model.to(getattr(torch, dtype)).to(torch.float32)
+
+
+def _text(architecture: str, model_type: str, seed: int, dtype: str, images: bool, settings: dict[str, Any]) -> Any:
+    """A random transformers language model of TEXT's sizes."""
+    import transformers
+
+    ids = token_ids()
+    given = {**TEXT, "vocab_size": vocab_size(images), "bos_token_id": None, **settings}
+    given = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"], **given}
+    config = transformers.AutoConfig.for_model(model_type, **given)
+    config.architectures = [architecture]
+    return _rounded(randomize(getattr(transformers, architecture)(config), seed), dtype)
+
+
+def _config(model: Any) -> dict[str, Any]:
+    """The config.json that transformers itself writes."""
+    return {k: v for k, v in json.loads(model.config.to_json_string(use_diff=False)).items() if k != "dtype"}
+
+
+def _weights(model: Any) -> dict[str, Any]:
+    """Tensors as a checkpoint holds them: a tied head is not stored."""
+    tensors = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    return tensors
+
+
+def tiny_qwen2(directory: str | Path, seed: int = 0, dtype: str = "float32", **settings: Any) -> Any:
+    """Qwen2ForCausalLM, tied unless `settings` (config keys) say otherwise."""
+    model = _text("Qwen2ForCausalLM", "qwen2", seed, dtype, False, {"tie_word_embeddings": True, **settings})
+    write(directory, _config(model), _weights(model), dtype=dtype)
+    return model
+
+
+def tiny_llama(directory: str | Path, seed: int = 0, dtype: str = "float32", **settings: Any) -> Any:
+    model = _text("LlamaForCausalLM", "llama", seed, dtype, False, settings)
+    write(directory, _config(model), _weights(model), dtype=dtype)
+    return model
+
+
+def tiny_phi3(directory: str | Path, seed: int = 0, dtype: str = "float32", **settings: Any) -> Any:
+    model = _text("Phi3ForCausalLM", "phi3", seed, dtype, False, settings)
+    write(directory, _config(model), _weights(model), dtype=dtype)
+    return model
+
+
+def tiny_minicpm(directory: str | Path, seed: int = 0, dtype: str = "float32", **settings: Any) -> Any:
+    """MiniCPMForCausalLM: transformers' Granite has the same arithmetic under other names."""
+    scale_emb, scale_depth, base = 12, 1.4, 20
+    sizes = {**TEXT, **settings}
+    multipliers = {
+        "embedding_multiplier": scale_emb,
+        "residual_multiplier": scale_depth / sizes["num_hidden_layers"] ** 0.5,
+        "logits_scaling": sizes["hidden_size"] / base,
+        "attention_multiplier": (sizes["hidden_size"] // sizes["num_attention_heads"]) ** -0.5,
+    }
+    settings = {"tie_word_embeddings": True, **multipliers, **settings}
+    model = _text("GraniteForCausalLM", "granite", seed, dtype, False, settings)
+    config = {k: v for k, v in _config(model).items() if k not in multipliers}
+    config |= {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm"}
+    config |= {"scale_emb": scale_emb, "scale_depth": scale_depth, "dim_model_base": base}
+    write(directory, config, _weights(model), dtype=dtype)
+    return model
+
+
+def pack_internlm2(tensors: Mapping[str, Any], heads: int, kv_heads: int, prefix: str = "") -> dict[str, Any]:
+    """Llama tensors under InternLM2's names: q, k, v woven as [kv_heads, heads a kv head + 2, head_dim] in `wqkv`."""
+    import torch
+
+    plain = {
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2",
+        "self_attn.o_proj": "attention.wo",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "embed_tokens": "tok_embeddings",
+        "lm_head": "output",
+    }
+    packed: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            k, v = (tensors[name.replace(".q_proj.", f".{x}_proj.")] for x in "kv")
+            rest = tensor.shape[1:]
+            woven = [x.reshape(kv_heads, -1, len(tensor) // heads, *rest) for x in (tensor, k, v)]
+            new = name.replace("self_attn.q_proj", "attention.wqkv")
+            packed[prefix + new] = torch.cat(woven, dim=1).reshape(-1, *rest)
+            continue
+        new = name
+        for old, internlm2 in plain.items():
+            new = new.replace(old, internlm2)
+        packed[prefix + new] = tensor
+    return packed
+
+
+def tiny_internlm2(directory: str | Path, seed: int = 0, dtype: str = "float32", **settings: Any) -> Any:
+    """InternLM2ForCausalLM; the model returned is the Llama with the same numbers."""
+    bias = settings.pop("bias", False)
+    model = _text("LlamaForCausalLM", "llama", seed, dtype, False, {"attention_bias": bias, **settings})
+    config = _config(model)
+    for key in ("attention_bias", "mlp_bias", "head_dim", "pretraining_tp"):
+        config.pop(key)
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = None if rope["rope_type"] == "default" else {**rope, "type": rope.pop("rope_type")}
+    config |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": bias}
+    packed = pack_internlm2(_weights(model), config["num_attention_heads"], config["num_key_value_heads"])
+    write(directory, config, packed, dtype=dtype)
+    return model
+
+
+def _internvl(seed: int, dtype: str, llm: str, tie: bool, vision: Mapping[str, Any], settings: dict[str, Any]) -> Any:
+    import transformers
+
+    ids = token_ids(images=True)
+    text = {**TEXT, "vocab_size": vocab_size(True), "bos_token_id": None, "tie_word_embeddings": tie, **settings}
+    text = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"], **text}
+    eyes = {**VISION, **vision}
+    config = transformers.InternVLConfig(
+        text_config={"model_type": llm, **text},
+        vision_config=eyes,
+        image_token_id=ids["<IMG_CONTEXT>"],
+        image_seq_length=(eyes["image_size"] // eyes["patch_size"] // 2) ** 2,
+        tie_word_embeddings=tie,
+    )
+    config.architectures = ["InternVLForConditionalGeneration"]
+    return _rounded(randomize(transformers.InternVLForConditionalGeneration(config), seed), dtype)
+
+
+HF_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<IMG_CONTEXT>\n{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_internvl_hf(
+    directory: str | Path,
+    seed: int = 0,
+    dtype: str = "float32",
+    llm: str = "qwen2",
+    tie: bool = True,
+    early_names: bool = False,
+    vision: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """InternVLForConditionalGeneration in the '-hf' names, or those of early '-hf' files. `llm`: qwen2, llama, phi3."""
+    model = _internvl(seed, dtype, llm, tie, vision or {}, settings)
+    tensors = _weights(model)
+    if early_names:
+        tensors = {
+            k.replace("model.language_model.", "language_model.model.")
+            .replace("model.vision_tower", "vision_tower")
+            .replace("model.multi_modal", "multi_modal")
+            .replace("lm_head", "language_model.lm_head"): v
+            for k, v in tensors.items()
+        }
+    write(directory, _config(model), tensors, images=True, dtype=dtype, chat_template=HF_TEMPLATE)
+    return model
+
+
+def internvl_chat_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """'-hf' tensors under the names of InternVLChatModel, q, k, v of the eyes stacked."""
+    import torch
+
+    renames = {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "model.vision_tower.embeddings.cls_token": "vision_model.embeddings.class_embedding",
+        "model.vision_tower.embeddings.position_embeddings": "vision_model.embeddings.position_embedding",
+        "model.vision_tower.embeddings.patch_embeddings.projection": "vision_model.embeddings.patch_embedding",
+        "model.vision_tower.encoder.layer.": "vision_model.encoder.layers.",
+        "attention.projection_layer": "attn.proj",
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "lambda_1": "ls1",
+        "lambda_2": "ls2",
+        "model.multi_modal_projector.layer_norm": "mlp1.0",
+        "model.multi_modal_projector.linear_1": "mlp1.1",
+        "model.multi_modal_projector.linear_2": "mlp1.3",
+    }
+    chat: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        new = name
+        if ".attention.q_proj." in name:
+            tensor = torch.cat([tensors[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+            new = name.replace("attention.q_proj", "attn.qkv")
+        elif ".attention.k_proj." in name or ".attention.v_proj." in name:
+            continue
+        for old, plain in renames.items():
+            new = new.replace(old, plain)
+        chat[new] = tensor
+    return chat
+
+
+LLM_ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
+
+
+def tiny_internvl(
+    directory: str | Path,
+    seed: int = 0,
+    dtype: str = "float32",
+    llm: str = "qwen2",
+    tie: bool = True,
+    template: str = "Hermes-2",
+    vision: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """InternVLChatModel in its authors' names and config; no chat template. `llm`: qwen2, llama, internlm2, phi3."""
+    model = _internvl(seed, dtype, "llama" if llm == "internlm2" else llm, tie, vision or {}, settings)
+    tensors = internvl_chat_tensors(_weights(model))
+    raw = _config(model)
+    text, eyes = raw["text_config"], raw["vision_config"]
+    if llm == "internlm2":
+        inner = {k.removeprefix("language_model."): v for k, v in tensors.items() if k.startswith("language_model.")}
+        outer = {k: v for k, v in tensors.items() if not k.startswith("language_model.")}
+        packed = pack_internlm2(inner, text["num_attention_heads"], text["num_key_value_heads"], "language_model.")
+        tensors = outer | packed
+    rope = text.pop("rope_parameters")
+    config = {
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "downsample_ratio": 0.5,
+        "dynamic_image_size": True,
+        "force_image_size": eyes["image_size"][0],
+        "llm_config": {
+            **text,
+            "architectures": [LLM_ARCHITECTURES[llm]],
+            "model_type": llm,
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": None,
+        },
+        "max_dynamic_patch": 12,
+        "min_dynamic_patch": 1,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": template,
+        "use_thumbnail": True,
+        "vision_config": {
+            "architectures": ["InternVisionModel"],
+            "model_type": "intern_vit_6b",
+            "hidden_act": "gelu",
+            "hidden_size": eyes["hidden_size"],
+            "image_size": eyes["image_size"][0],
+            "intermediate_size": eyes["intermediate_size"],
+            "layer_norm_eps": eyes["layer_norm_eps"],
+            "norm_type": "layer_norm",
+            "num_attention_heads": eyes["num_attention_heads"],
+            "num_hidden_layers": eyes["num_hidden_layers"],
+            "patch_size": eyes["patch_size"][0],
+            "qk_normalization": False,
+            "qkv_bias": eyes["attention_bias"],
+        },
+    }
+    write(directory, config, tensors, images=True, dtype=dtype, chat_template=None)
+    return model
+
+
+TINY: dict[str, Callable[..., Any]] = {
+    "qwen2": tiny_qwen2,
+    "llama": tiny_llama,
+    "internlm2": tiny_internlm2,
+    "phi3": tiny_phi3,
+    "minicpm": tiny_minicpm,
+    "internvl_hf": tiny_internvl_hf,
+    "internvl": tiny_internvl,
+}
