@@ -60,12 +60,14 @@ class Builder:
     def outputs(self, *names: str) -> None:
         self._outputs = names
 
-    def weight(self, name: str, shape: tuple[int, ...], sources: Sequence[Rows | str] | None = None) -> Ref:
+    def weight(
+        self, name: str, shape: tuple[int, ...], sources: Sequence[Rows | str] | None = None, transform: str = ""
+    ) -> Ref:
         """Declares a weight of the open block. Sources default to the checkpoint tensor of the same name."""
         rows = tuple(Rows(s) if isinstance(s, str) else s for s in (sources or (name,)))
         if name in self._weights:
             raise EyespotError(f"weight '{name}' is declared twice")
-        self._weights[name] = Weight(name, shape, self._part, rows)
+        self._weights[name] = Weight(name, shape, self._part, rows, transform=transform)
         return Ref(name)
 
     def constant(self, name: str, values: Sequence[float]) -> Ref:

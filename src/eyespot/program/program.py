@@ -26,13 +26,17 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A weight as the ops see it: the concatenation of its sources' rows, reshaped to `shape`."""
+    """A weight as the ops see it: the concatenation of its sources' rows, reshaped to `shape`.
+
+    Several sources name their `stop`; a source with none is a whole tensor. `transform` names a row of transforms.py.
+    """
 
     name: str
     shape: tuple[int, ...]
     part: str
     sources: tuple[Rows, ...] = ()
     scheme: str = ""
+    transform: str = ""
 
     @property
     def label(self) -> str:
