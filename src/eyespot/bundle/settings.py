@@ -1,0 +1,180 @@
+"""config.json of a bundle: the run-time settings a person may edit, as frozen records whose every value is checked.
+
+compile writes it, run reads it. Knows no model: the image rule is a name with numbers, run/ knows what it means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eyespot import limits
+from eyespot.errors import EyespotError
+
+RULES = ("internvl",)  # how a picture is cut into tiles
+RESAMPLE = ("bicubic", "bilinear")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What flags fall back to. temperature 0 is greedy, top_k 0 is off, repetition_window in tokens."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRule:
+    """How a picture becomes tiles of `size` pixels a side, then text: before, token * tokens_per_tile * tiles, after.
+
+    mean, std: of RGB in 0..1. placeholder: what stands for a picture in a rendered prompt.
+    """
+
+    rule: str
+    size: int
+    min_tiles: int
+    max_tiles: int
+    thumbnail: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: str
+    tokens_per_tile: int
+    placeholder: str
+    before: str
+    token: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """config.json. ctx_size in tokens; threads 0 means as many as the machine has; stop_tokens end an answer."""
+
+    ctx_size: int
+    threads: int = 0
+    stop_tokens: tuple[int, ...] = ()
+    bos: int | None = None
+    sampling: SamplingDefaults = SamplingDefaults()
+    image: ImageRule | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, raw: object, ctx_size: int = limits.CONTEXT, vocab_size: int = limits.VOCAB) -> Settings:
+        """A checked record of parsed JSON. EyespotError names the first key that is missing, unknown or out of bounds.
+
+        ctx_size, vocab_size: what the bundle was compiled for; no setting may exceed them.
+        """
+        token = _whole(0, vocab_size - 1)
+        sampling = {
+            "temperature": _real(0, 100),
+            "top_k": _whole(0, limits.VOCAB),
+            "top_p": _real(1e-6, 1),
+            "min_p": _real(0, 1),
+            "repetition_penalty": _real(0.01, 100),
+            "repetition_window": _whole(0, limits.CONTEXT),
+        }
+        image = {
+            "rule": _one_of(RULES),
+            "size": _whole(1, limits.IMAGE_SIDE),
+            "min_tiles": _whole(1, limits.TILES),
+            "max_tiles": _whole(1, limits.TILES),
+            "thumbnail": _flag,
+            "mean": _list(_real(-100, 100), 3, 3),
+            "std": _list(_real(1e-6, 100), 3, 3),
+            "resample": _one_of(RESAMPLE),
+            "tokens_per_tile": _whole(1, limits.CONTEXT),
+            "placeholder": _text(1),
+            "before": _text(0),
+            "token": _text(1),
+            "after": _text(0),
+        }
+        top = {
+            "ctx_size": _whole(1, ctx_size),
+            "threads": _whole(0, limits.THREADS),
+            "stop_tokens": _list(token, 0, 1024),
+            "bos": lambda where, value: None if value is None else token(where, value),
+            "sampling": lambda where, value: SamplingDefaults(**_object(where, value, sampling)),
+            "image": lambda where, value: None if value is None else ImageRule(**_object(where, value, image)),
+        }
+        settings = cls(**_object("config.json", raw, top))
+        if settings.image is not None and settings.image.min_tiles > settings.image.max_tiles:
+            raise EyespotError(
+                "config.json: image.min_tiles is above max_tiles",
+                found=settings.image.min_tiles,
+                expected=f"at most {settings.image.max_tiles}",
+            )
+        return settings
+
+
+Check = Callable[[str, Any], Any]
+
+
+def _object(where: str, value: object, checks: Mapping[str, Check]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise EyespotError(f"{where} is not an object", found=type(value).__name__)
+    wrong = sorted(set(value) ^ set(checks))
+    if wrong:
+        what = "is missing" if wrong[0] in checks else "is not a setting"
+        raise EyespotError(f"{where}: '{wrong[0]}' {what}", expected=f"the keys {', '.join(checks)}")
+    prefix = "config.json: " if where == "config.json" else f"{where}."
+    return {key: check(prefix + key, value[key]) for key, check in checks.items()}
+
+
+def _whole(low: int, high: int) -> Check:
+    def check(where: str, value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise EyespotError(where, found=repr(value), expected=f"an integer from {low} to {high}")
+        return value
+
+    return check
+
+
+def _real(low: float, high: float) -> Check:
+    def check(where: str, value: Any) -> float:
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise EyespotError(where, found=repr(value), expected=f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def _flag(where: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise EyespotError(where, found=repr(value), expected="true or false")
+    return value
+
+
+def _one_of(names: tuple[str, ...]) -> Check:
+    def check(where: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in names:
+            raise EyespotError(where, found=repr(value), expected=" or ".join(names))
+        return value
+
+    return check
+
+
+def _text(least: int) -> Check:
+    def check(where: str, value: Any) -> str:
+        if not isinstance(value, str) or not least <= len(value) <= limits.NAME_CHARS:
+            raise EyespotError(
+                where, found=repr(value), expected=f"a text of {least} to {limits.NAME_CHARS} characters"
+            )
+        return value
+
+    return check
+
+
+def _list(item: Check, least: int, most: int) -> Check:
+    def check(where: str, value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            count = str(least) if least == most else f"{least} to {most}"
+            raise EyespotError(where, found=repr(value), expected=f"a list of {count} items")
+        return tuple(item(f"{where}[{i}]", v) for i, v in enumerate(value))
+
+    return check

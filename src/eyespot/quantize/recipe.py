@@ -1,0 +1,100 @@
+"""Recipe: ordered rules (pattern -> scheme); the first rule that matches a weight gives its scheme.
+
+Policy as data, apart from packing. Knows labels and roles of weights, not their values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from eyespot.errors import UsageError
+from eyespot.program import Program, Weight
+from eyespot.quantize.formats import SCHEMES, Scheme, parse
+
+MATRIX = {("linear", "weight"), ("head", "weight")}
+TABLE = {("embed", "weight")}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Weights take `scheme` whose label 'part/name', or a checkpoint tensor they come from, is found by `pattern`."""
+
+    pattern: str
+    scheme: Scheme
+    user: bool = False
+
+    def matches(self, weight: Weight) -> bool:
+        names = (weight.label, *(rows.tensor for rows in weight.sources))
+        return any(re.search(self.pattern, name) for name in names)
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.scheme}"
+
+
+def parse_rule(text: str) -> Rule:
+    """A user's 'REGEX=SCHEME'. UsageError for a bad pattern or scheme."""
+    pattern, equals, scheme = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError("tensor scheme is malformed", found=text, expected="REGEX=SCHEME, such as 'o_proj=W8A16'")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"tensor scheme '{text}': not a regular expression ({error})") from None
+    return Rule(pattern, parse(scheme), user=True)
+
+
+def default_rules(scheme: Scheme, vision_scheme: Scheme, table_scheme: Scheme) -> tuple[Rule, ...]:
+    """The rules below the user's: the vision part, the token table, all else. Vectors are not asked: they stay f32."""
+    return (Rule("^vision/", vision_scheme), Rule("^embed_tokens/", table_scheme), Rule("", scheme))
+
+
+def assign(program: Program, rules: Sequence[Rule]) -> Program:
+    """The same Program with a scheme on every weight. Vectors, biases, prefixes and position tables are always f32.
+
+    Errors: UsageError for a user's rule that matches nothing, or puts on a weight what its op cannot read.
+    """
+    roles = program.roles()
+    for rule in rules:
+        if rule.user:
+            _check(rule, rules, program, roles)
+    return replace(
+        program, weights={w.name: replace(w, scheme=_scheme(w, roles[w.name], rules)) for w in program.weights.values()}
+    )
+
+
+def _scheme(weight: Weight, roles: set[tuple[str, str]], rules: Sequence[Rule]) -> str:
+    if not roles <= MATRIX | TABLE:
+        return SCHEMES["f32"].name
+    for rule in rules:
+        # A table skips default W rules only; a user's W rule on a table is refused by _check.
+        if rule.matches(weight) and not (rule.scheme.integer and roles & TABLE):
+            return rule.scheme.name
+    return SCHEMES["f32"].name
+
+
+def _check(rule: Rule, rules: Sequence[Rule], program: Program, roles: dict[str, set[tuple[str, str]]]) -> None:
+    found = [w for w in program.weights.values() if rule.matches(w)]
+    if not found:
+        raise UsageError(f"tensor scheme '{rule}' matches no weight", expected=_near(rule.pattern, program))
+    earlier = rules[: rules.index(rule)]
+    for weight in found:
+        if rule.scheme.integer and roles[weight.name] & TABLE and not any(r.matches(weight) for r in earlier):
+            raise UsageError(
+                f"tensor scheme '{rule}' matches the token table {weight.label}",
+                expected="f32, f16 or bf16 for it, or a pattern that leaves it out",
+            )
+    if rule.scheme.name != "f32" and not any(roles[w.name] <= MATRIX | TABLE for w in found):
+        raise UsageError(
+            f"tensor scheme '{rule}' matches vectors only, which stay f32", found=", ".join(w.label for w in found[:3])
+        )
+
+
+def _near(pattern: str, program: Program) -> str:
+    """Names like the pattern: labels, source names, and the words inside them, layer numbers folded."""
+    names = {n for w in program.weights.values() for n in (w.label, *(r.tensor for r in w.sources))}
+    words = {word for name in names for word in re.split(r"[./]", name) if not word.isdecimal()}
+    near = get_close_matches(re.sub(r"[\\^$]", "", pattern), sorted(words) + sorted(names), n=4, cutoff=0.5)
+    return f"a name such as {', '.join(near or sorted(words)[:8])}"
