@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -57,9 +58,7 @@ def parse_json(data: bytes, what: str) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
         if len(result) != len(items):
-            raise EyespotError(
-                f"{what}: duplicate key", found=next(k for i, (k, _) in enumerate(items) if k in dict(items[:i]))
-            )
+            raise EyespotError(f"{what}: duplicate key", found=Counter(k for k, _ in items).most_common(1)[0][0])
         return result
 
     def constant(name: str) -> Any:
