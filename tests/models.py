@@ -202,7 +202,7 @@ def tiny_minicpm(directory: str | Path, seed: int = 0, dtype: str = "float32", *
     }
     settings = {"tie_word_embeddings": True, **multipliers, **settings}
     model = _text("GraniteForCausalLM", "granite", seed, dtype, False, settings)
-    config = {k: v for k, v in _config(model).items() if k not in multipliers}
+    config = {k: v for k, v in _config(model).items() if k not in multipliers and k != "mlp_bias"}
     config |= {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm"}
     config |= {"scale_emb": scale_emb, "scale_depth": scale_depth, "dim_model_base": base}
     write(directory, config, _weights(model), dtype=dtype)
