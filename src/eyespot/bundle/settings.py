@@ -18,14 +18,14 @@ RESAMPLE = ("bicubic", "bilinear")
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What flags fall back to. temperature 0 is greedy, top_k 0 is off, repetition_window in tokens."""
+    """What flags fall back to. Zero is greedy for temperature, all for top_k, the whole sequence for the window."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    repetition_window: int = 64
+    repetition_window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Settings:
         sampling = {
             "temperature": _real(0, 100),
             "top_k": _whole(0, limits.VOCAB),
-            "top_p": _real(1e-6, 1),
+            "top_p": _real(0, 1),
             "min_p": _real(0, 1),
             "repetition_penalty": _real(0.01, 100),
             "repetition_window": _whole(0, limits.CONTEXT),

@@ -1,6 +1,6 @@
 """Storage schemes: which arrays a weight becomes in a part, how float32 rows are packed into them and unpacked again.
 
-Exactly the storage table of DESIGN.md. Knows no model, no file, no policy: recipe.py chooses schemes, methods.py scales.
+Exactly the storage table of DESIGN.md. Knows no model and no file; recipe.py chooses schemes, methods.py scales.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def stored_bytes(shape: tuple[int, ...], scheme: Scheme) -> int:
 
 
 def pack(rows: F32, scheme: Scheme, scale: F32 | None = None) -> dict[str, Array]:
-    """Rows [r, ...] of a weight as arrays by suffix. Rows are packed one by one: any split into ranges gives equal bytes.
+    """Rows [r, ...] of a weight as arrays by suffix. Rows are packed one by one: any split into ranges is equal.
 
     scale: what W schemes round to, [r] or [r, groups]; default `absmax_scale`. bf16 comes as its uint16 bits.
     Errors: EyespotError for NaN, Inf, or values that do not fit the scheme.
@@ -92,9 +92,8 @@ def pack(rows: F32, scheme: Scheme, scale: F32 | None = None) -> dict[str, Array
     if scale is None:
         scale = absmax_scale(rows, scheme)
     if scheme.bits == 8:
-        q = (
-            rows / np.where(scale > 0, scale, np.float32(1))[:, None]
-        )  # a row of scale 0 holds nothing above 1e-35: zeros
+        divisor: F32 = np.where(scale > 0, scale, np.float32(1))  # a row of scale 0 holds nothing above 1e-35: zeros
+        q: F32 = rows / divisor[:, None]
         return {"": np.rint(q, out=q).astype(np.int8), ".scale": scale}
     q = round_groups(groups(rows, scheme.group), scale)
     q += 8
@@ -105,7 +104,7 @@ def pack(rows: F32, scheme: Scheme, scale: F32 | None = None) -> dict[str, Array
 
 
 def absmax_scale(rows: F32, scheme: Scheme) -> F32:
-    """The plain scales of rows [r, k]. W8: absmax / 127, [r]. W4: the value furthest from 0 over -8, as f16, [r, groups].
+    """The plain scales of rows [r, k]. W8: absmax / 127, [r]. W4: the value furthest from 0 / -8, as f16, [r, groups].
 
     The signed extreme lands on -8, the longer side of a nibble's range, which symmetric scales would waste.
     Errors: EyespotError when a row holds NaN or Inf or its scale does not fit float16.
@@ -165,7 +164,7 @@ def _pack_float(rows: F32, scheme: Scheme) -> Array:
 
 
 def unpack(arrays: Mapping[str, Array], scheme: Scheme, columns: int) -> F32:
-    """float32 values of stored rows, what the engine multiplies with; `columns` tells an odd W4 row from an even one."""
+    """float32 values of stored rows, what the engine multiplies with; `columns` tells odd W4 rows from even ones."""
     data: npt.NDArray[Any] = arrays[""]
     if scheme.name == "bf16":
         return bf16_to_f32(data)

@@ -18,7 +18,7 @@ SHRINK = (0.93, 0.85)
 
 
 def rtn(rows: F32, scheme: Scheme) -> dict[str, Array]:
-    """Rows [r, k] rounded to nearest. W4 groups take the best of three scales by squared error, others the plain one."""
+    """Rows [r, k] rounded to nearest. W4 groups take the best of three scales by squared error, others the plain."""
     return pack(rows, scheme, _searched(rows, scheme) if scheme.bits == 4 else None)
 
 
