@@ -86,7 +86,7 @@ class GgufStorage:
 
 
 def _paired_rows(start: int, stop: int, dim: int) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """Where rows [start, stop) of Hugging Face's order lie when heads of `dim` rows hold pairs: (half p, pair j) at 2j + p."""
+    """Where Hugging Face's rows [start, stop) lie when heads of `dim` rows hold pairs: (half p, pair j) at 2j + p."""
     rows = np.arange(start, stop)
     head, row = np.divmod(rows, dim)
     half, pair = np.divmod(row, dim // 2)

@@ -6,7 +6,7 @@ tokenizer.json of the same model does; knows no model's weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from eyespot import limits
 from eyespot.checkpoint import sentencepiece
 from eyespot.checkpoint.checkpoint import Checkpoint
 from eyespot.checkpoint.gguf import Metadata
-from eyespot.checkpoint.sentencepiece import CONTROL, NORMAL, USER_DEFINED
+from eyespot.checkpoint.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from eyespot.errors import EyespotError
 from eyespot.tensorfile import parse_json, read_json
 
@@ -32,6 +32,7 @@ SIDE_FILES = (  # carried along unread
     "added_tokens.json",
 )
 SOURCES = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
+SPECIAL = (UNKNOWN, CONTROL)  # types of tokens that are never text
 TEXT_CHARS = limits.HEADER_BYTES  # of all tokens together: bounds the work of deriving merges
 
 
@@ -151,9 +152,9 @@ def gguf_tokenizer(name: str, metadata: Metadata, arch: str) -> Built:
     merges = [_pair(m, name) for m in spelled] if isinstance(spelled, list) else None
     rstrip = arch == "phi3" and kind == "llama"  # Phi-3's own tokenizer eats the space after a role token
     added = {
-        i: Added(tokens[i], types[i] == CONTROL, rstrip=rstrip and tokens[i] not in ("<unk>", "<s>", "<|endoftext|>"))
+        i: Added(tokens[i], types[i] in SPECIAL, rstrip=rstrip and tokens[i] not in ("<unk>", "<s>", "<|endoftext|>"))
         for i in tokens
-        if types[i] in (CONTROL, USER_DEFINED)
+        if types[i] in SPECIAL or types[i] == USER_DEFINED
     }
     pre_name = metadata.get("tokenizer.ggml.pre", "default")
     pre = PRE.get(pre_name) if isinstance(pre_name, str) else None
@@ -191,12 +192,12 @@ def _from_sentencepiece(path: Path, settings: Mapping[str, Any], added: dict[int
     model = sentencepiece.parse(_read(path), path.name)
     texts = dict(enumerate(model.texts))
     for i, kind in enumerate(model.types):
-        if kind in (CONTROL, USER_DEFINED):
-            added.setdefault(i, Added(model.texts[i], kind == CONTROL))
+        if kind in SPECIAL or kind == USER_DEFINED:
+            added.setdefault(i, Added(model.texts[i], kind in SPECIAL))
     texts |= {i: token.text for i, token in added.items()}  # fine-tunes rename pieces that their base never used
     vocab = {text: i for i, text in texts.items()}
     pieces = [(t, model.scores[i], model.types[i]) for t, i in vocab.items() if i < len(model.texts) and i not in added]
-    unk = next((texts[i] for i, kind in enumerate(model.types) if kind == sentencepiece.UNKNOWN), None)
+    unk = next((texts[i] for i, kind in enumerate(model.types) if kind == UNKNOWN), None)
     bos = _token_text(settings.get("bos_token"), "<s>") if settings.get("add_bos_token", True) is not False else None
     merges = _merges(path.name, pieces)
     return _sentencepiece(path.name, vocab, merges, model.prefix_space, unk, added, bos if bos in vocab else None)
@@ -268,10 +269,9 @@ def _byte_level(
     added: dict[int, Added],
     bos: str | None,
 ) -> bytes:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 
-    _check_merges(name, vocab, merges)
-    tokenizer = Tokenizer(models.BPE(vocab=_whole(name, vocab), merges=merges, ignore_merges=pre.ignore_merges))
+    tokenizer = _bpe(name, vocab, merges, ignore_merges=pre.ignore_merges)
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.splits]
@@ -279,61 +279,58 @@ def _byte_level(
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, alphabet])
     tokenizer.decoder = decoders.ByteLevel()
     plain = processors.ByteLevel(trim_offsets=False)
-    tokenizer.post_processor = processors.Sequence([plain, _first(vocab, bos)]) if bos else plain
-    return _finish(name, tokenizer, added.values())
+    tokenizer.post_processor = processors.Sequence([plain, _first(bos, vocab)]) if bos else plain
+    return _finish(tokenizer, added)
 
 
 def _sentencepiece(
     name: str, vocab: Mapping[str, int], merges: list[tuple[str, str]], prefix_space: bool, unk: str | None,
     added: dict[int, Added], bos: str | None,
 ) -> bytes:  # fmt: skip
-    from tokenizers import Tokenizer, decoders, models, normalizers
+    from tokenizers import decoders, normalizers
 
-    _check_merges(name, vocab, merges)
-    bytes_known = all(f"<0x{byte:02X}>" in vocab for byte in range(256))
-    model = models.BPE(
-        vocab=_whole(name, vocab), merges=merges, unk_token=unk, fuse_unk=True, byte_fallback=bytes_known
-    )
-    tokenizer = Tokenizer(model)
-    space = (
-        [normalizers.Prepend("▁")] if prefix_space else []
-    )  # also after each added token, as sentencepiece's users do
+    all_bytes = all(f"<0x{byte:02X}>" in vocab for byte in range(256))
+    tokenizer = _bpe(name, vocab, merges, unk_token=unk, fuse_unk=True, byte_fallback=all_bytes)
+    space = [normalizers.Prepend("▁")] if prefix_space else []  # after each added token too, as llama.cpp has it
     tokenizer.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", "▁")])
     strip = [decoders.Strip(" ", 1, 0)] if prefix_space else []
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     tokenizer.decoder = decoders.Sequence(steps)
     if bos:
-        tokenizer.post_processor = _first(vocab, bos)
-    return _finish(name, tokenizer, added.values())
+        tokenizer.post_processor = _first(bos, vocab)
+    return _finish(tokenizer, added)
 
 
-def _first(vocab: Mapping[str, int], bos: str) -> Any:
-    from tokenizers import processors
+def _bpe(name: str, vocab: Mapping[str, int], merges: list[tuple[str, str]], **options: Any) -> Any:
+    """A tokenizer of one BPE model. Ids without a text get one nobody writes: the library takes gaps for corruption."""
+    from tokenizers import Tokenizer, models
 
-    quoted = [bos, "$A"]  # as a list: a token's own text may hold spaces
-    return processors.TemplateProcessing(single=quoted, pair=[*quoted, "$B"], special_tokens=[(bos, vocab[bos])])
-
-
-def _whole(name: str, vocab: Mapping[str, int]) -> dict[str, int]:
-    """The vocabulary without gaps: an id nobody spells gets a text nobody writes; the library takes gaps for corruption."""
     used = set(vocab.values())
     if len(used) != len(vocab):
-        raise EyespotError(f"{name}: the vocabulary gives one id to two tokens")
-    gaps = [i for i in range(max(used, default=-1)) if i not in used]
-    return {**{f"[eyespot unused {i}]": i for i in gaps}, **vocab}
-
-
-def _check_merges(name: str, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
+        raise EyespotError(f"{name}: one id stands for two tokens")
+    if max(used) >= 2 * len(used) + 4096:
+        raise EyespotError(f"{name}: more gaps than tokens", found=f"{len(used)} ids up to {max(used)}")
     for left, right in merges:
-        for text in (left, right, left + right):
-            if text not in vocab:
-                raise EyespotError(f"{name}: a merge makes a token that is not there", found=f"{left} {right}")
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise EyespotError(f"{name}: a merge of tokens that are not there", found=f"{left} {right}")
+    whole = {**{f"[eyespot unused {i}]": i for i in range(max(used)) if i not in used}, **vocab}
+    try:
+        return Tokenizer(models.BPE(vocab=whole, merges=merges, **options))
+    except Exception as error:  # half a surrogate pair from JSON, for one; the library raises what its Rust side had
+        raise EyespotError(f"{name}: the vocabulary is refused", found=str(error).partition("\n")[0]) from None
 
 
-def _finish(name: str, tokenizer: Any, added: Iterable[Added]) -> bytes:
+def _first(bos: str, vocab: Mapping[str, int]) -> Any:
+    from tokenizers import processors
+
+    start = [bos, "$A"]  # as a list: a token's own text may hold spaces
+    return processors.TemplateProcessing(single=start, pair=[*start, "$B"], special_tokens=[(bos, vocab[bos])])
+
+
+def _finish(tokenizer: Any, added: Mapping[int, Added]) -> bytes:
     from tokenizers import AddedToken
 
-    for token in added:
+    for _, token in sorted(added.items()):
         if token.text:
             flags = {f: getattr(token, f) for f in ("special", "lstrip", "rstrip", "normalized", "single_word")}
             tokenizer.add_tokens([AddedToken(token.text, **flags)])
