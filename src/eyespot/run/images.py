@@ -1,0 +1,200 @@
+"""Pictures from paths, bytes or PIL, read as hostile input, into upright RGB with a content hash.
+
+Knows no model: how a picture is cut into tiles stands in tiling.py, what its pixels become in processor.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eyespot import limits
+from eyespot.errors import EyespotError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Source = str | Path | bytes | Image  # what callers may give for a picture
+
+EXIF_ORIENTATION = 0x0112
+# EXIF value -> the member of PIL's Transpose that sets the picture upright (EXIF 2.32, 4.6.4).
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An upright RGB picture. digest: SHA-256 of its size and pixels, so equal pictures are equal however they came."""
+
+    image: Image
+    name: str
+    digest: bytes
+
+    @property
+    def width(self) -> int:
+        return self.image.width
+
+    @property
+    def height(self) -> int:
+        return self.image.height
+
+
+def load(source: Source | Picture) -> Picture:
+    """Reads a picture: JPEG, PNG, WebP, GIF (first frame) or BMP, from a path or bytes, or any PIL image.
+
+    EXIF orientation is honoured. Transparency is dropped as the model authors do (`convert("RGB")`: a transparent
+    pixel shows the colour stored under it). 16-bit grey keeps its high byte, where PIL alone would clip it to white.
+    UsageError when the path leads to no file; EyespotError for anything that is not a whole picture within limits.py.
+    """
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(bytes(source[: limits.IMAGE_FILE_BYTES + 1]), "picture")
+    if isinstance(source, str | os.PathLike):
+        return _decode(_read(Path(source)), Path(source).name)
+    if not (hasattr(source, "getexif") and hasattr(source, "convert")):
+        raise UsageError(
+            "a picture has the wrong type", found=type(source).__name__, expected="a path, bytes or a PIL image"
+        )
+    return _finish(source, "picture")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe or a device might never end
+                raise UsageError(f"picture '{path}' is not a file")
+            return file.read(limits.IMAGE_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"picture '{path}' cannot be read ({reason})", cause="the path is wrong") from None
+
+
+def _jpeg() -> Any:
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    return JpegImageFile
+
+
+def _png() -> Any:
+    from PIL.PngImagePlugin import PngImageFile
+
+    return PngImageFile
+
+
+def _gif() -> Any:
+    from PIL.GifImagePlugin import GifImageFile
+
+    return GifImageFile
+
+
+def _bmp() -> Any:
+    from PIL.BmpImagePlugin import BmpImageFile
+
+    return BmpImageFile
+
+
+def _webp() -> Any:
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    return WebPImageFile
+
+
+# First bytes -> reader. Not Image.open: its list of formats and its size warning belong to the whole process.
+FORMATS: dict[bytes, Callable[[], Any]] = {
+    b"\xff\xd8\xff": _jpeg,
+    b"\x89PNG\r\n\x1a\n": _png,
+    b"GIF87a": _gif,
+    b"GIF89a": _gif,
+    b"BM": _bmp,
+    b"RIFF": _webp,
+}
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Width and height of a WebP file's canvas; its decoder allocates the canvas on opening. (0, 0): malformed."""
+
+    def at(start: int, size: int) -> int:
+        return int.from_bytes(head[start : start + size], "little")
+
+    if len(head) < 30 or head[8:12] != b"WEBP":
+        return 0, 0
+    match head[12:16]:
+        case b"VP8X":
+            return at(24, 3) + 1, at(27, 3) + 1
+        case b"VP8L":
+            return (at(21, 4) & 0x3FFF) + 1, (at(21, 4) >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            return at(26, 2) & 0x3FFF, at(28, 2) & 0x3FFF
+    return 0, 0
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width < 1 or height < 1:
+        raise EyespotError(f"{name}: not a picture", found=f"{width}x{height} pixels", cause="the file is corrupted")
+    if width * height > limits.IMAGE_PIXELS or max(width, height) > limits.IMAGE_SIDE:
+        raise EyespotError(
+            f"{name}: the picture is too large",
+            found=f"{width}x{height} pixels",
+            expected=f"at most {limits.IMAGE_PIXELS / 1e6:.0f} megapixels and {limits.IMAGE_SIDE} a side",
+        )
+
+
+def _decode(data: bytes, name: str) -> Picture:
+    if len(data) > limits.IMAGE_FILE_BYTES:
+        raise EyespotError(
+            f"{name}: the picture file is too large", expected=f"at most {limits.IMAGE_FILE_BYTES >> 20} MiB"
+        )
+    reader = next((reader for magic, reader in FORMATS.items() if data.startswith(magic)), None)
+    if reader is None or (reader is _webp and data[8:12] != b"WEBP"):
+        raise EyespotError(
+            f"{name}: not a picture eyespot reads",
+            found=f"{len(data)} bytes that begin with {data[:8]!r}" if data else "an empty file",
+            expected="JPEG, PNG, WebP, GIF or BMP",
+        )
+    if reader is _webp:
+        _check_size(*_webp_size(data[:32]), name)
+    try:
+        image = reader()(io.BytesIO(data))  # reads the header only
+    except Exception as error:  # each reader has its own kinds of complaint
+        raise EyespotError(f"{name}: the picture cannot be read ({error})", cause="the file is corrupted") from None
+    return _finish(image, name)
+
+
+def _finish(image: Image, name: str) -> Picture:
+    from PIL import Image as pil
+
+    _check_size(*image.size, name)
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block leaves a whole picture
+        orientation = 1
+    try:
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            image = image.convert("I").point(lambda v: v * (1 / 256)).convert("L")
+        rgb = image.convert("RGB")
+        if orientation in UPRIGHT:
+            rgb = rgb.transpose(pil.Transpose[UPRIGHT[orientation]])
+        pixels = rgb.tobytes()
+    except MemoryError:
+        raise EyespotError(f"{name}: not enough memory for {image.width}x{image.height} pixels") from None
+    except Exception as error:
+        raise EyespotError(
+            f"{name}: the picture cannot be decoded ({error})", cause="the file is cut off or corrupted"
+        ) from None
+    digest = hashlib.sha256(b"%dx%d " % rgb.size)
+    digest.update(pixels)
+    return Picture(rgb, name, digest.digest())

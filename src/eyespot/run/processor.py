@@ -1,0 +1,366 @@
+"""Messages and pictures into what the engine takes: token ids with room for each picture's features, and pixels.
+
+Knows one bundle's tokenizer, chat template and image rule; knows no engine and keeps no sequence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eyespot import limits
+from eyespot.bundle.read import Bundle
+from eyespot.errors import EyespotError, UsageError
+from eyespot.run import images, tiling
+from eyespot.run.images import Picture
+from eyespot.run.tiling import Tiling
+from eyespot.tensorfile import read_json
+
+if TYPE_CHECKING:
+    from eyespot.run.images import Source
+    from eyespot.run.template import Template
+    from eyespot.run.tokenizer import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+RESAMPLE = {"bicubic": "BICUBIC", "bilinear": "BILINEAR"}  # config.json's name -> PIL's
+NUMBERED = 4096  # pictures whose keys are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. text: plain. pictures: those of this turn. content: what the template gets, control tokens marked."""
+
+    role: str
+    text: str
+    pictures: tuple[Picture, ...] = ()
+    content: str | list[dict[str, str]] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A picture in a prompt: feature row i belongs to token `start` + i, for `rows` tokens."""
+
+    picture: Picture
+    tiling: Tiling
+    start: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """ids [n]: for the engine. keys [n]: equal for equal tokens, and for image tokens only if picture and row are equal
+    too. text: as rendered, placeholders and marks unexpanded. raw: the answer goes on from the text itself."""
+
+    text: str
+    ids: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.int64]
+    pictures: tuple[Placed, ...] = ()
+    raw: bool = False
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(placed.rows for placed in self.pictures)
+
+    def extended(self, text: str, ids: Sequence[int]) -> Prompt:
+        """This prompt and an answer to it; `text` marked."""
+        return replace(
+            self,
+            text=self.text + text,
+            ids=np.concatenate([self.ids, np.asarray(ids, np.int32)]),
+            keys=np.concatenate([self.keys, np.asarray(ids, np.int64)]),
+        )
+
+
+@dataclass(slots=True)
+class Processor:
+    """Made by load_processor. variables: what the template sees beside messages, such as bos_token."""
+
+    bundle: Bundle
+    tokenizer: Tokenizer
+    template: Template | None
+    variables: dict[str, Any]
+    image_token_id: int = -1
+    takes_strings: bool = True  # the template takes a message's content as a string,
+    takes_pictures: bool = False  # or as parts, and writes a placeholder for a picture
+    _numbers: dict[tuple[bytes, Tiling], int] = field(default_factory=dict)
+    _counter: itertools.count[int] = field(default_factory=itertools.count)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # a template renders one prompt at a time
+
+    # Messages
+
+    def messages(self, prompt: str | Sequence[Mapping[str, Any]], pictures: Sequence[Source] = ()) -> list[Message]:
+        """Checked messages of a prompt, which is the user's text or a list of {"role", "content"}.
+
+        content: a string, or parts {"type": "text", "text"} and {"type": "image", "image": path, bytes or PIL image}.
+        pictures: of the user's text, or of the last user message.
+        """
+        raw: Sequence[Mapping[str, Any]] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if not isinstance(raw, Sequence) or not raw or not all(isinstance(m, Mapping) for m in raw):
+            raise UsageError("messages are malformed", expected='a list of {"role": ..., "content": ...}')
+        last = max((i for i, m in enumerate(raw) if m.get("role") == "user"), default=-1)
+        if pictures and last < 0:
+            raise UsageError("pictures without a user message")
+        return [self.message(m.get("role"), m.get("content"), pictures if i == last else ()) for i, m in enumerate(raw)]
+
+    def message(self, role: Any, content: Any, pictures: Sequence[Source] = ()) -> Message:
+        """One checked message; reads its pictures."""
+        if role not in ROLES:
+            raise UsageError("message of an unknown role", found=role, expected=", ".join(ROLES))
+        if isinstance(content, str):
+            return self._compose(role, content, [images.load(p) for p in self._eyes(pictures)])
+        if not isinstance(content, Sequence) or not all(isinstance(p, Mapping) for p in content):
+            raise UsageError("message content is malformed", expected="a text or a list of parts")
+        loaded: list[Picture] = []
+        parts: list[dict[str, str]] = [{"type": "image"} for _ in pictures]
+        loaded += [images.load(p) for p in self._eyes(pictures)]
+        for part in content:
+            match dict(part):
+                case {"type": "text", "text": str(text)}:
+                    parts.append({"type": "text", "text": self.mark(text)})
+                case {"type": "image", "image": source}:
+                    loaded += [images.load(p) for p in self._eyes([source])]
+                    parts.append({"type": "image"})
+                case _:
+                    raise UsageError(
+                        "message part is malformed",
+                        found=sorted(map(str, part)),
+                        expected='{"type": "text", "text": ...} or {"type": "image", "image": ...}',
+                    )
+        text = "".join(str(p["text"]) for p in content if p.get("type") == "text")
+        return self._arranged(role, text, loaded, parts)
+
+    def _eyes(self, pictures: Sequence[Source]) -> Sequence[Source]:
+        if pictures and self.bundle.settings.image is None:
+            raise UsageError("this model has no eyes", found=f"{len(pictures)} pictures", expected="none")
+        if len(pictures) > limits.IMAGES:
+            raise UsageError("too many pictures", found=len(pictures), expected=f"at most {limits.IMAGES}")
+        return pictures
+
+    def mark(self, text: str) -> str:
+        """Text from outside, its control tokens and placeholders marked as letters."""
+        if len(text) > limits.PROMPT_CHARS:
+            raise UsageError("text is too long", found=len(text), expected=f"at most {limits.PROMPT_CHARS} characters")
+        return self.tokenizer.mark(text)
+
+    def _compose(self, role: str, text: str, pictures: list[Picture]) -> Message:
+        rule = self.bundle.settings.image
+        if rule is None or not pictures:
+            return self._arranged(role, text, [], [{"type": "text", "text": self.mark(text)}])
+        written = text.count(rule.placeholder)
+        if written == 0:
+            parts = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": self.mark(text)}]
+            return self._arranged(role, text, pictures, parts)
+        if written != len(pictures):
+            raise UsageError(
+                f"the text has {written} {rule.placeholder} for {len(pictures)} pictures",
+                expected="one each, or none and the pictures come first",
+            )
+        content = self.tokenizer.mark(text, keep=rule.placeholder)
+        return self._arranged(role, text, pictures, [{"type": "text", "text": content}])
+
+    def _arranged(self, role: str, text: str, pictures: list[Picture], parts: list[dict[str, str]]) -> Message:
+        """The message with its parts as the template takes them."""
+        shown = sum(part["type"] == "image" for part in parts)
+        if self.takes_pictures if shown else not self.takes_strings:
+            return Message(role, text, tuple(pictures), parts)
+        rule, content, number = self.bundle.settings.image, "", 0
+        for part in parts:
+            if part["type"] == "text":
+                content += part["text"]
+            elif rule is not None:
+                number += 1
+                content += (f"Image-{number}: " if shown > 1 else "") + rule.placeholder + "\n"
+        return Message(role, text, tuple(pictures), content)
+
+    # Prompts
+
+    def chat(self, messages: Sequence[Message], after: Prompt | None = None) -> Prompt:
+        """The prompt of a conversation, ready for the assistant's turn.
+
+        after: what was said so far. When the new text begins with it, its tokens stand as they were generated and only
+        the rest is encoded, so that the engine can go on from them.
+        """
+        if self.template is None:
+            raise UsageError("this bundle has no chat template", cause="a base model, which continues raw text (--raw)")
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        with self._lock:
+            text = self.template.render(turns, add_generation_prompt=True, **self.variables)
+        pictures = [picture for message in messages for picture in message.pictures]
+        if after is None or not text.startswith(after.text):
+            return self._encode(text, pictures)
+        return self._encode(text, pictures, after)
+
+    def raw(self, text: str, pictures: Sequence[Source] = ()) -> Prompt:
+        """The prompt of a text as it is, special tokens included, with the token before it that the bundle names."""
+        loaded = [images.load(p) for p in self._eyes(pictures)]
+        rule = self.bundle.settings.image
+        if len(text) > limits.PROMPT_CHARS:
+            raise UsageError("text is too long", found=len(text), expected=f"at most {limits.PROMPT_CHARS} characters")
+        if rule is not None and loaded and rule.placeholder not in text:
+            text = f"{rule.placeholder}\n" * len(loaded) + text
+        return replace(self._encode(text.encode("utf-8", "replace").decode(), loaded, raw=True), raw=True)
+
+    def _encode(self, text: str, pictures: list[Picture], after: Prompt | None = None, raw: bool = False) -> Prompt:
+        rule, start = self.bundle.settings.image, len(after.text) if after else 0
+        tail, placed = text[start:], after.pictures if after else ()
+        fresh = pictures[len(placed) :]
+        written = tail.count(rule.placeholder) if rule and pictures else 0
+        if written != len(fresh):
+            raise EyespotError(
+                f"the prompt has {written} placeholders for {len(fresh)} pictures",
+                cause="the text or the chat template drops or repeats them",
+            )
+        if rule and fresh:
+            tail = tail.replace(rule.placeholder, rule.before + rule.token + rule.after)
+        ids = self.tokenizer.encode(tail, first=after is None, special=raw)
+        bos = self.bundle.settings.bos
+        if raw and bos is not None and ids[:1] != [bos]:
+            ids = [bos, *ids]
+        if not ids and after is None:
+            raise UsageError("the prompt is empty")
+        return self._expand(text, ids, fresh, after)
+
+    def _expand(self, text: str, ids: list[int], fresh: list[Picture], after: Prompt | None) -> Prompt:
+        """Each image token becomes as many as its picture has feature rows."""
+        token = self.image_token_id
+        places = [i for i, id in enumerate(ids) if id == token] if token >= 0 else []
+        if len(places) != len(fresh):  # no text from outside gets here with one, except raw text
+            raise UsageError(
+                f"the prompt holds {len(places)} image tokens for {len(fresh)} pictures",
+                cause="the text contains the image token itself",
+            )
+        start = len(after.ids) if after else 0
+        before = after.pictures if after else ()
+        short = np.array(ids, np.int32)
+        repeats, cuts = np.ones(len(ids), np.int64), []
+        for place, picture in zip(places, fresh, strict=True):
+            cuts.append(self.tiling(picture))
+            repeats[place] = cuts[-1].tiles * self.bundle.program.info.tile_tokens
+        starts, long = np.cumsum(repeats) - repeats, np.repeat(short, repeats)
+        keys, placed = long.astype(np.int64), []
+        for place, picture, cut in zip(places, fresh, cuts, strict=True):
+            at, rows = int(starts[place]), int(repeats[place])
+            keys[at : at + rows] = -1 - (self._number(picture, cut) << 32) - np.arange(rows)
+            placed.append(Placed(picture, cut, start + at, rows))
+        if after:
+            long, keys = np.concatenate([after.ids, long]), np.concatenate([after.keys, keys])
+        return Prompt(text, long, keys, (*before, *placed))
+
+    def tiling(self, picture: Picture) -> Tiling:
+        """How the bundle's image rule cuts a picture."""
+        rule = self.bundle.settings.image
+        if rule is None:
+            raise UsageError("this model has no eyes")
+        return tiling.tile(picture.width, picture.height, rule.size, rule.min_tiles, rule.max_tiles, rule.thumbnail)
+
+    def _number(self, picture: Picture, cut: Tiling) -> int:
+        """The same for the same pixels cut the same way, different for all others."""
+        key = (picture.digest, cut)
+        with self._lock:
+            if key not in self._numbers:
+                if len(self._numbers) >= NUMBERED:
+                    del self._numbers[next(iter(self._numbers))]
+                self._numbers[key] = next(self._counter)
+            return self._numbers[key]
+
+    # Pixels
+
+    def pixels(self, picture: Picture, cut: Tiling) -> npt.NDArray[np.float32]:
+        """Normalized pixels [tiles, 3, side, side] of a picture cut into tiles, thumbnail last.
+
+        Resized straight to the grid without keeping the aspect, as InternVL does; cut tiles need no second resize.
+        """
+        from PIL.Image import Resampling
+
+        rule = self.bundle.settings.image
+        if rule is None:
+            raise UsageError("this model has no eyes")
+        method = Resampling[RESAMPLE[rule.resample]]
+        side, count = cut.side, cut.columns * cut.rows
+        seen = np.empty((cut.tiles, side, side, 3), np.uint8)
+        grid = np.asarray(picture.image.resize(cut.resized, method)).reshape(cut.rows, side, cut.columns, side, 3)
+        seen[:count] = grid.transpose(0, 2, 1, 3, 4).reshape(count, side, side, 3)
+        if cut.thumbnail:
+            seen[count] = np.asarray(picture.image.resize((side, side), method))
+        mean, std = np.array(rule.mean, np.float32), np.array(rule.std, np.float32)
+        table = (np.arange(256, dtype=np.float32)[:, None] / 255 - mean) / std  # [256, 3]: what each byte becomes
+        out = np.empty((cut.tiles, 3, side, side), np.float32)
+        for channel in range(3):
+            out[:, channel] = table[:, channel][seen[..., channel]]
+        return out
+
+
+def load_processor(bundle: Bundle) -> Processor:
+    """The tokenizer, the chat template and the image rule of a bundle. Takes a third of a second for 150k tokens."""
+    from eyespot.run.tokenizer import Tokenizer
+
+    if bundle.tokenizer is None:
+        raise EyespotError("the bundle has no tokenizer.json", cause="the checkpoint had none when it was compiled")
+    settings, rule = bundle.settings, bundle.settings.image
+    source = ""
+    if bundle.chat_template is not None:
+        with open(bundle.chat_template, encoding="utf-8", errors="replace") as file:
+            source = file.read(limits.TEMPLATE_CHARS + 1)
+    config_path = bundle.file("tokenizer_config.json")
+    config = read_json(config_path) if config_path else {}
+    named = _special_tokens(config if isinstance(config, dict) else {})
+    controls: list[int | str] = [*settings.stop_tokens, *(named[k] for k in ("bos_token", "eos_token") if k in named)]
+    if settings.bos is not None:
+        controls.append(settings.bos)
+    if rule is not None:
+        controls += [rule.placeholder, rule.before, rule.token, rule.after]
+    tokenizer = Tokenizer(bundle.tokenizer, controls, source)
+    processor = Processor(bundle, tokenizer, None, {"tools": None, "documents": None, **named})
+    if settings.bos is not None:
+        processor.variables.setdefault("bos_token", tokenizer.text(settings.bos) or "")
+    if rule is not None:
+        processor.image_token_id = bundle.program.info.image_token_id
+        if tokenizer.id(rule.token) != processor.image_token_id:
+            raise EyespotError(
+                f"config.json: image.token {rule.token} is not the model's image token",
+                found=tokenizer.id(rule.token),
+                expected=processor.image_token_id,
+            )
+        if rule.tokens_per_tile != bundle.program.info.tile_tokens:
+            raise EyespotError(
+                "config.json: image.tokens_per_tile is not the model's",
+                found=rule.tokens_per_tile,
+                expected=bundle.program.info.tile_tokens,
+            )
+    if source:
+        from eyespot.run.template import Template
+
+        processor.template = Template(source)
+        processor.takes_strings = "eyespot-probe" in _probe(processor, "eyespot-probe")
+        if rule is not None:
+            parts = [{"type": "image"}, {"type": "text", "text": "eyespot-probe"}]
+            shown = _probe(processor, parts)
+            processor.takes_pictures = "eyespot-probe" in shown and shown.count(rule.placeholder) == 1
+    return processor
+
+
+def _probe(processor: Processor, content: str | list[dict[str, str]]) -> str:
+    """What the template makes of one user message; "" when it refuses."""
+    assert processor.template is not None
+    try:
+        turns = [{"role": "user", "content": content}]
+        return processor.template.render(turns, add_generation_prompt=True, **processor.variables)
+    except EyespotError:
+        return ""
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token and their like of a tokenizer_config.json: texts, or objects with `content`."""
+    found = {}
+    for name, value in config.items():
+        if name.endswith("_token"):
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                found[name] = text
+    return found

@@ -1,0 +1,150 @@
+"""From logits to a token: penalty, temperature, top-k, top-p, min-p, then one draw from a seeded generator.
+
+Numpy only; knows no engine and no tokenizer. The order is transformers': repetition penalty, temperature, top-k, top-p,
+min-p. (Penalty and temperature commute, for both scale a logit by a positive factor.)
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from eyespot import limits
+from eyespot.errors import EyespotError, UsageError
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to pick a token. The defaults take the most likely one.
+
+    temperature: 0 = greedy. top_k: 0 = all. top_p: 1 = all. min_p: 0 = all; a share of the best token's probability.
+    repetition_penalty: 1 = none; logits of tokens among the last `repetition_window` (0 = all of the sequence) are
+    divided by it when positive, multiplied when negative (Keskar et al., 2019).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in BOUNDS.items():
+            value = getattr(self, name)
+            whole = name in ("top_k", "repetition_window")
+            kinds = int if whole else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:  # NaN fails too
+                raise UsageError(
+                    f"{name} is out of range",
+                    found=value,
+                    expected=f"{'a whole number' if whole else 'a number'} from {low} to {high}",
+                )
+
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_k": (0, limits.VOCAB),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "repetition_window": (0, limits.CONTEXT),
+}
+BLOCK = 512
+
+
+class Sampler:
+    """Picks tokens for one answer. The same seed, logits and order of calls give the same tokens.
+
+    banned: token ids never picked (the image token, which stands for features and not for text).
+    """
+
+    def __init__(self, sampling: Sampling, seed: int | None = None, banned: Sequence[int] = ()) -> None:
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64):
+            raise UsageError("seed is out of range", found=seed, expected="0 to 2^64 - 1")
+        self.sampling = sampling
+        self.seed = secrets.randbits(32) if seed is None else seed
+        self._random = np.random.Generator(np.random.PCG64(self.seed))
+        self._banned = list(banned)
+        self._all = np.arange(0)  # every id; kept, for a fresh megabyte a token costs more than the exponentials
+
+    def pick(self, logits: F32, sequence: Sequence[int]) -> int:
+        """A token id for logits [vocab] after the ids of `sequence` (negative ones are no tokens and are skipped)."""
+        ids, weights = self.distribution(logits, sequence)
+        if len(ids) == 1:
+            return int(ids[0])
+        starts = np.arange(0, len(ids), BLOCK)  # which block, then where in it: spares a running sum over all
+        total = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+        mark = self._random.random() * total[-1]
+        block = min(int(np.searchsorted(total, mark, side="right")), len(starts) - 1)
+        inside = np.cumsum(weights[starts[block] : starts[block] + BLOCK], dtype=np.float64)
+        at = int(np.searchsorted(inside, mark - (total[block] - inside[-1]), side="right"))
+        return int(ids[starts[block] + min(at, len(inside) - 1)])
+
+    def distribution(self, logits: F32, sequence: Sequence[int]) -> tuple[npt.NDArray[np.int64], F32]:
+        """Candidate ids and their weights, which are probabilities but for a common factor."""
+        s = self.sampling
+        scores = self._penalized(logits, sequence)
+        best = int(np.argmax(scores))  # the lowest id among equals; NaN is the largest of all
+        peak = float(scores[best])
+        if not math.isfinite(peak):
+            raise EyespotError(
+                "logits are not finite", found=peak, cause="the weights are damaged or overflow their scheme"
+            )
+        if s.temperature == 0 or s.top_k == 1:
+            return np.array([best]), np.ones(1, np.float32)
+        floor = -np.inf
+        if 0 < s.top_k < len(scores):  # no sort: the k-th largest score tells who stays
+            floor = np.partition(scores, len(scores) - s.top_k)[len(scores) - s.top_k]
+        elif s.min_p > 0 and s.top_p == 1:  # prob >= min_p * best, in logits; spares the exponential of the others
+            floor = peak + s.temperature * math.log(s.min_p)
+        if floor == -np.inf:
+            if len(self._all) != len(scores):
+                self._all = np.arange(len(scores))
+            ids = self._all
+        else:
+            ids = np.flatnonzero(scores >= floor)
+            scores = scores[ids]
+        weights = np.exp((scores - np.float32(peak)) / np.float32(s.temperature))
+        target = s.top_p * float(weights.sum(dtype=np.float64))
+        if s.min_p > 0:
+            kept = weights >= s.min_p  # the best weight is 1
+            ids, weights = ids[kept], weights[kept]
+        if s.top_p < 1:
+            kept = _nucleus(weights, target)
+            ids, weights = ids[kept], weights[kept]
+        return ids, weights
+
+    def _penalized(self, logits: F32, sequence: Sequence[int]) -> F32:
+        s = self.sampling
+        if s.repetition_penalty == 1 and not self._banned:
+            return logits
+        scores = logits.copy()
+        if s.repetition_penalty != 1:
+            window = np.asarray(sequence[-s.repetition_window :], np.int64)
+            seen = np.unique(window[(window >= 0) & (window < len(scores))])
+            values = scores[seen]
+            scores[seen] = np.where(values < 0, values * s.repetition_penalty, values / s.repetition_penalty)
+        scores[self._banned] = -np.inf
+        return scores
+
+
+def _nucleus(weights: F32, target: float) -> npt.NDArray[np.int64]:
+    """Places of the largest weights, best first, as few as sum to `target` (at least one). Sorts only a growing top."""
+    size = 256
+    while True:
+        size = min(size, len(weights))
+        floor = np.partition(weights, len(weights) - size)[len(weights) - size]
+        top = np.flatnonzero(weights >= floor)
+        order = top[np.argsort(-weights[top], kind="stable")]
+        mass = np.cumsum(weights[order], dtype=np.float64)
+        if mass[-1] >= target or size == len(weights):
+            return order[: int(np.searchsorted(mass, target, side="left")) + 1]
+        size *= 16
