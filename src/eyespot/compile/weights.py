@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
-from threading import Lock
+from threading import Event, Lock
 
 from eyespot import tensorfile
 from eyespot.bundle.write import BundleWriter
@@ -54,10 +54,12 @@ def write_parts(
     parts: dict[str, list[Weight]] = {name: [] for name in program.parts()}
     for weight in program.weights.values():
         parts[weight.part].append(weight)
-    total, done, lock = sum(prod(w.shape) for w in program.weights.values()), 0, Lock()
+    total, done, lock, stopped = sum(prod(w.shape) for w in program.weights.values()), 0, Lock(), Event()
 
     def advance(elements: int) -> None:
         nonlocal done
+        if stopped.is_set():
+            raise EyespotError("another part failed")
         with lock:
             done += elements
             if progress is not None:
@@ -75,7 +77,8 @@ def write_parts(
         try:
             for job in jobs:
                 job.result()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nobody waits for parts that will be thrown away
+            stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 

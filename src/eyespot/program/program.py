@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from eyespot import limits
+from eyespot.errors import EyespotError
 from eyespot.program.op import Dim, Op, Shape
 
 FORMAT = 1  # of program.json; the engine refuses another
@@ -124,6 +126,62 @@ class Program:
             },
             "graphs": {g.name: _graph_json(g) for g in self.graphs.values()},
         }
+
+    @classmethod
+    def from_json(cls, raw: Any) -> Program:
+        """The Program of a program.json, without sources, not verified. EyespotError when not of to_json's form."""
+        try:
+            if raw["format"] != FORMAT:
+                raise EyespotError("program.json: unknown format", found=raw["format"], expected=FORMAT)
+            weights = {
+                _text(name): Weight(name, _sizes(w["shape"]), _text(w["part"]), scheme=_text(w["scheme"]))
+                for name, w in raw["weights"].items()
+            }
+            constants = {_text(name): tuple(map(float, values)) for name, values in raw["constants"].items()}
+            graphs = {_text(name): _parse_graph(name, graph) for name, graph in raw["graphs"].items()}
+            info = Info(**{name: _whole(value) for name, value in raw["info"].items()})
+            return cls(_text(raw["family"]), info, graphs, weights, constants)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise EyespotError(f"program.json: malformed ({type(error).__name__}: {error})") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not an integer")
+    return value
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(map(_whole, shape))
+    if len(sizes) > limits.RANK or not all(0 < d <= limits.TENSOR_ELEMENTS for d in sizes):
+        raise ValueError(f"bad shape {shape}")
+    return sizes
+
+
+def _parse_shape(shape: Any) -> Shape:
+    return tuple(Dim.parse(d) if isinstance(d, str) else _whole(d) for d in shape)
+
+
+def _parse_graph(name: str, raw: Any) -> Graph:
+    values = {_text(i["name"]): Value(i["name"], _parse_shape(i["shape"]), _text(i["dtype"])) for i in raw["inputs"]}
+    inputs, blocks = tuple(values), []
+    for block in raw["blocks"]:
+        ops = []
+        for op in block["ops"]:
+            out, attrs = _text(op["out"]), {_text(k): v for k, v in op["attrs"].items()}
+            if out in values:
+                raise ValueError(f"value '{out}' is defined twice")
+            values[out] = Value(out, _parse_shape(op["shape"]))
+            weights = {_text(role): _text(weight) for role, weight in op["weights"].items()}
+            ops.append(Op(_text(op["kind"]), out, tuple(map(_text, op["in"])), weights, attrs))
+        blocks.append(Block(_text(block["name"]), _text(block["part"]), tuple(ops)))
+    return Graph(name, inputs, tuple(map(_text, raw["outputs"])), tuple(blocks), values)
 
 
 def _shape_json(shape: Shape) -> list[int | str]:

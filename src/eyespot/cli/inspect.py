@@ -1,0 +1,155 @@
+"""`eyespot inspect`: what is in a bundle or a checkpoint, without running it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from eyespot.bundle import Bundle
+    from eyespot.program import Program
+
+
+def command(
+    path: Annotated[str, typer.Argument(help="A bundle, a directory of safetensors, a .gguf file, or a hub id.")],
+    program: Annotated[bool, typer.Option("--program", help="Print the program, op by op.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file of a bundle.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+) -> None:
+    """Show what a bundle or a checkpoint holds."""
+    from eyespot.errors import UsageError
+
+    if (Path(path) / "manifest.json").exists():
+        _bundle(Path(path), program, verify, as_json)
+    elif verify:
+        raise UsageError(f"{path}: not a bundle, so there are no hashes to verify")
+    else:
+        _checkpoint(path, program, as_json)
+
+
+def _bundle(path: Path, with_program: bool, verify: bool, as_json: bool) -> None:
+    from eyespot.bundle import open_bundle
+    from eyespot.cli.compile import show_report
+    from eyespot.cli.table import show_table, size
+    from eyespot.errors import EyespotError
+    from eyespot.program import Program, dump
+    from eyespot.program import verify as verify_program
+
+    bundle = open_bundle(path, verify=verify)
+    program = verify_program(Program.from_json(bundle.program.raw))
+    facts = _facts(bundle, program)
+    if as_json:
+        print(json.dumps(facts | ({"program": dump(program)} if with_program else {})))
+        return
+    if with_program:
+        print(dump(program))
+        return
+    source = bundle.manifest["source"]
+    print(f"{path}: {program.family}, from {source.get('name', '?')}, by eyespot {bundle.manifest['eyespot']}")
+    rows = [(name, size(f["bytes"]), _counts(f["schemes"])) for name, f in facts["files"].items()]
+    show_table("files" + (", hashes verified" if bundle.verified else ""), ("file", "bytes", "weights"), rows)
+    memory = facts["memory"]
+    show_table(
+        f"memory {size(memory['arena'])}", ("of it", "bytes"), [(k, size(v)) for k, v in memory.items() if k != "arena"]
+    )
+    outline = bundle.program
+    print(f"context {outline.ctx} tokens, prefill {outline.prefill_chunk} at a time, {outline.kv_type} cache")
+    if bundle.manifest["report"] is not None:
+        try:
+            show_report(bundle.manifest["report"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EyespotError(f"manifest.json: report is malformed ({type(error).__name__}: {error})") from None
+
+
+def _facts(bundle: Bundle, program: Program) -> dict[str, Any]:
+    """Everything shown, as JSON. Sizes in bytes."""
+    schemes: dict[str, Counter[str]] = {}
+    for weight in program.weights.values():
+        schemes.setdefault(f"{weight.part}.safetensors", Counter())[weight.scheme] += 1
+    return {
+        "kind": "bundle",
+        "family": program.family,
+        "info": asdict(program.info),
+        "source": bundle.manifest["source"],
+        "eyespot": bundle.manifest["eyespot"],
+        "verified": bundle.verified,
+        "files": {n: {"bytes": f.bytes, "schemes": dict(schemes.get(n, {}))} for n, f in bundle.files.items()},
+        "memory": _memory(bundle),
+        "settings": bundle.settings.to_json(),
+        "report": bundle.manifest["report"],
+    }
+
+
+def _memory(bundle: Bundle) -> dict[str, int]:
+    """What takes how many bytes of the arena. Values are those of the larger graph: text and vision share them."""
+    from eyespot.errors import EyespotError
+
+    memory = bundle.program.raw["memory"]
+    try:
+        spans = {
+            g: max((o + n for o, n in v.values()), default=0) - min((o for o, _ in v.values()), default=0)
+            for g, v in memory["values"].items()
+        }
+        return {
+            "arena": bundle.program.arena_bytes,
+            "kv_cache": sum(layer["bytes"] for layer in memory["kv_cache"]["layers"]),
+            **{f"values of {graph}": span for graph, span in spans.items()},
+            "rope": sum(n for _, n in memory["rope"].values()),
+            "int8 rows": memory["scratch"][1],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise EyespotError(f"program.json: the memory plan is malformed ({type(error).__name__}: {error})") from None
+
+
+def _checkpoint(path: str, with_program: bool, as_json: bool) -> None:
+    from eyespot import families
+    from eyespot.checkpoint import open_checkpoint
+    from eyespot.cli.table import show_table
+    from eyespot.compile.settings import added_tokens
+    from eyespot.program import dump
+
+    checkpoint = open_checkpoint(path)
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    built = families.build(checkpoint.config, shapes, token_ids=added_tokens(checkpoint.files))
+    dtypes: dict[str, list[int]] = {}
+    for tensor in checkpoint.tensors.values():
+        entry = dtypes.setdefault(tensor.dtype, [0, 0])
+        entry[0] += 1
+        entry[1] += prod(tensor.shape)
+    weights = sum(elements for _, elements in dtypes.values())
+    if as_json:
+        facts = {
+            "kind": "checkpoint",
+            "format": checkpoint.format,
+            "family": built.program.family,
+            "info": asdict(built.program.info),
+            "weights": weights,
+            "dtypes": {dtype: {"tensors": count, "elements": n} for dtype, (count, n) in dtypes.items()},
+            "files": {name: len(data) for name, data in checkpoint.files.items()},
+            "unknown_keys": list(built.unknown_keys),
+            "warnings": list(checkpoint.warnings),
+        }
+        print(json.dumps(facts | ({"program": dump(built.program)} if with_program else {})))
+        return
+    if with_program:
+        print(dump(built.program))
+        return
+    info = built.program.info
+    eyes = f", tiles of {info.tile_size} pixels in {info.tile_tokens} tokens" if info.tile_size else ", no eyes"
+    print(f"{path}: {checkpoint.format}, family {built.program.family}, {weights / 1e6:.1f} M weights{eyes}")
+    print(f"vocabulary {info.vocab_size}, width {info.hidden_size}, positions {info.max_position}")
+    rows = [(dtype, count, f"{n / 1e6:.1f} M") for dtype, (count, n) in sorted(dtypes.items())]
+    show_table("stored as", ("dtype", "tensors", "weights"), rows)
+    print(f"side files: {', '.join(checkpoint.files) or 'none'}")
+    for warning in checkpoint.warnings:
+        print(f"warning: {warning}")
+
+
+def _counts(schemes: dict[str, int]) -> str:
+    return ", ".join(f"{count} {scheme}" for scheme, count in sorted(schemes.items()))
