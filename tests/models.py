@@ -241,17 +241,21 @@ def pack_internlm2(tensors: Mapping[str, Any], heads: int, kv_heads: int, prefix
     return packed
 
 
+def _internlm2_config(llama: dict[str, Any]) -> dict[str, Any]:
+    """A Llama's config in InternLM2's words, rope in the form from before transformers 5."""
+    left_out = ("attention_bias", "mlp_bias", "head_dim", "pretraining_tp", "rope_parameters")
+    config = {key: value for key, value in llama.items() if key not in left_out}
+    rope = dict(llama["rope_parameters"])
+    config |= {"model_type": "internlm2", "bias": llama["attention_bias"], "rope_theta": rope.pop("rope_theta")}
+    kind = rope.pop("rope_type")
+    return config | {"rope_scaling": None if kind == "default" else {"type": kind, **rope}}
+
+
 def tiny_internlm2(directory: str | Path, seed: int = 0, dtype: str = "float32", **settings: Any) -> Any:
     """InternLM2ForCausalLM; the model returned is the Llama with the same numbers."""
     bias = settings.pop("bias", False)
     model = _text("LlamaForCausalLM", "llama", seed, dtype, False, {"attention_bias": bias, **settings})
-    config = _config(model)
-    for key in ("attention_bias", "mlp_bias", "head_dim", "pretraining_tp"):
-        config.pop(key)
-    rope = config.pop("rope_parameters")
-    config["rope_theta"] = rope.pop("rope_theta")
-    config["rope_scaling"] = None if rope["rope_type"] == "default" else {**rope, "type": rope.pop("rope_type")}
-    config |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": bias}
+    config = _internlm2_config(_config(model)) | {"architectures": ["InternLM2ForCausalLM"]}
     packed = pack_internlm2(_weights(model), config["num_attention_heads"], config["num_key_value_heads"])
     write(directory, config, packed, dtype=dtype)
     return model
@@ -366,11 +370,11 @@ def tiny_internvl(
     raw = _config(model)
     text, eyes = raw["text_config"], raw["vision_config"]
     if llm == "internlm2":
+        text = _internlm2_config(text)
         inner = {k.removeprefix("language_model."): v for k, v in tensors.items() if k.startswith("language_model.")}
         outer = {k: v for k, v in tensors.items() if not k.startswith("language_model.")}
         packed = pack_internlm2(inner, text["num_attention_heads"], text["num_key_value_heads"], "language_model.")
         tensors = outer | packed
-    rope = text.pop("rope_parameters")
     config = {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
@@ -381,8 +385,6 @@ def tiny_internvl(
             **text,
             "architectures": [LLM_ARCHITECTURES[llm]],
             "model_type": llm,
-            "rope_theta": rope["rope_theta"],
-            "rope_scaling": None,
         },
         "max_dynamic_patch": 12,
         "min_dynamic_patch": 1,

@@ -21,7 +21,7 @@ class EyespotError(Exception):
 
     def __init__(self, what: str, *, found: object = None, expected: object = None, cause: str | None = None) -> None:
         self.what, self.found, self.expected, self.cause = what, found, expected, cause
-        parts = [_one_line(what)]
+        parts = [_one_line(what, 1_000)]  # may be a list of faults
         if found is not None:
             parts.append(f"found {_one_line(found)}")
         if expected is not None:

@@ -76,16 +76,18 @@ class Sizes:
 
     @classmethod
     def read(cls, fields: Fields) -> Sizes:
+        before = fields.faults
         hidden = fields.integer("hidden_size", limits.DIM)
         heads = fields.integer("num_attention_heads", limits.HEADS)
         kv_heads = fields.integer("num_key_value_heads", limits.HEADS, default=heads)
-        if "head_dim" not in fields and hidden % heads:
-            fields.fault("hidden_size", f"a multiple of {heads} heads")
         head_dim = fields.integer("head_dim", limits.HEAD_DIM, default=min(max(hidden // heads, 1), limits.HEAD_DIM))
-        if heads % kv_heads:
-            fields.fault("num_key_value_heads", f"a divisor of {heads} heads")
-        if (heads + 2 * kv_heads) * head_dim > limits.DIM:
-            fields.fault("num_attention_heads", f"heads of {head_dim} that make rows of at most {limits.DIM}")
+        if fields.faults == before:  # else they would only be blamed a second time
+            if "head_dim" not in fields and hidden != heads * head_dim:
+                fields.fault("hidden_size", f"{heads} heads of at most {limits.HEAD_DIM}")
+            if heads % kv_heads:
+                fields.fault("num_key_value_heads", f"a divisor of {heads} heads")
+            if (heads + 2 * kv_heads) * head_dim > limits.DIM:
+                fields.fault("num_attention_heads", f"heads of {head_dim} that make rows of at most {limits.DIM}")
         fields.only("hidden_act", ("silu", "swish"), "silu")
         vocab_size = fields.integer("vocab_size", limits.VOCAB)
         bos = fields.ids("bos_token_id", vocab_size)

@@ -31,7 +31,7 @@ BOOKKEEPING = frozenset(_KEYS.split())
 
 def _short(value: Any) -> str:
     try:
-        return repr(value)[:40]
+        return repr(value)[:24]
     except ValueError:  # Python does not print integers of thousands of digits
         return "a huge number"
 
@@ -66,6 +66,11 @@ class Fields:
     def _value(self, key: str) -> Any:
         self._read.add(key)
         return self.raw.get(key)
+
+    @property
+    def faults(self) -> int:
+        """How many faults were found so far, here and elsewhere."""
+        return len(self.findings.faults.items)
 
     def fault(self, key: str, rule: str) -> None:
         value = self.raw.get(key)

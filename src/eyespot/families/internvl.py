@@ -162,11 +162,10 @@ class Vision:
     def read(cls, fields: Fields, top: Fields, keys: Mapping[str, str], image_size: int | None) -> Vision:
         """keys: this config's words for qkv_bias, qk_norm and select_layer. Sizes are asked for and never guessed: the
         defaults of the authors' class are InternViT-6B's."""
-        hidden, heads = (
-            fields.integer("hidden_size", limits.DIM // 3),
-            fields.integer("num_attention_heads", limits.HEADS),
-        )
-        if hidden % heads or hidden // heads > limits.HEAD_DIM:
+        before = fields.faults
+        hidden = fields.integer("hidden_size", limits.DIM // 3)
+        heads = fields.integer("num_attention_heads", limits.HEADS)
+        if fields.faults == before and (hidden % heads or hidden // heads > limits.HEAD_DIM):
             fields.fault("hidden_size", f"a multiple of {heads} heads, each at most {limits.HEAD_DIM} wide")
         fields.only("norm_type", ("layer_norm",))
         fields.only(keys["qk_norm"], (False,))
@@ -175,10 +174,11 @@ class Vision:
         fields.only("use_mean_pooling", (True,), True)
         fields.ignore("use_mask_token", "layer_scale_init_value")
         act = fields.only("hidden_act", ("gelu", "gelu_pytorch_tanh"))
+        before = fields.faults
         layers = fields.integer("num_hidden_layers", limits.LAYERS)
         chosen = top.integer(keys["select_layer"], limits.LAYERS, -limits.LAYERS, default=-1)
         run = chosen if chosen >= 0 else layers + 1 + chosen
-        if not 0 <= run <= layers:
+        if fields.faults == before and not 0 <= run <= layers:
             top.fault(keys["select_layer"], f"a hidden state of {layers} layers")
         patch = square(fields, "patch_size", limits.IMAGE_SIDE)
         trained = square(fields, "image_size", limits.IMAGE_SIDE)
@@ -286,14 +286,13 @@ def vit_layer(v: Vision, names: VisionNames, n: int) -> VitLayer:
 
 def language(request: Request, fields: Fields, names: Names) -> Decoder:
     """The language model inside, by its architecture, or, in a '-hf' config, by its model_type."""
-    listed = fields.raw.get("architectures")
-    model_type = fields.raw.get("model_type")
-    found = listed[0] if isinstance(listed, list) and listed else MODEL_TYPES.get(str(model_type), model_type)
-    if not isinstance(found, str) or found not in LANGUAGE:
+    listed, model_type = fields.raw.get("architectures"), fields.raw.get("model_type")
+    found = listed[0] if isinstance(listed, list) and listed else model_type
+    found = found if isinstance(found, str) else "none"
+    found = MODEL_TYPES.get(found, found)
+    if found not in LANGUAGE:
         raise UnsupportedModel(
-            "InternVL around a language model that no family here builds",
-            found=found,
-            expected=", ".join(LANGUAGE),
+            "InternVL around a language model that no family here builds", found=found, expected=", ".join(LANGUAGE)
         )
     return LANGUAGE[found](request, fields, names)
 

@@ -38,7 +38,7 @@ class _Rule:
     theta: float
     dim: int
     max_position: int
-    ctx_size: int
+    ctx_size: int  # 0: not said, so none that calls for stretching
     original: int  # original_max_position_embeddings
 
     def frequencies(self, theta: float | None = None) -> list[float]:
@@ -162,7 +162,7 @@ def read_rope(fields: Fields, head_dim: int, max_position: int, ctx_size: int | 
     if dim < 2 or dim % 2:
         fields.fault("head_dim", f"an even rotary size of at least 2, not {dim}")
         return Rope((1.0,), 1.0, max_position)
-    rule = _Rule(inner, theta, dim, max_position, ctx_size or max_position, original)
+    rule = _Rule(inner, theta, dim, max_position, ctx_size or 0, original)
     if "rope_freqs" in fields:
         divisors = fields.numbers("rope_freqs", dim // 2, 1e-3, 1e6)
         inner.ignore(*inner.raw)
