@@ -174,7 +174,9 @@ class _Keys:
 
 def _shortest(value: float) -> float:
     """The decimal a person wrote: GGUF holds float32, so 1e-5 would come back as 9.99999974e-06."""
-    return float(str(np.float32(value))) if value == np.float32(value) else value
+    with np.errstate(over="ignore"):
+        short = np.float32(value)
+    return float(str(short)) if short == value else value
 
 
 def _config(keys: _Keys, arch: Arch, names: Mapping[str, str]) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def _from_vocab(
     if pre is None:
         expected = f"{', '.join(PRE_OF_CLASS)}, or a tokenizer.json"
         raise EyespotError(
-            "tokenizer_config.json: unknown tokenizer_class for vocab.json", found=kind, expected=expected
+            "tokenizer_config.json: unknown tokenizer_class for vocab.json", found=str(kind), expected=expected
         )
     lines = _decode(_read(directory / "merges.txt"), "merges.txt").split(
         "\n"
@@ -226,20 +226,30 @@ def _from_vocab(
 
 
 def _added_tokens(directory: Path, settings: Mapping[str, Any]) -> dict[int, Added]:
-    """Added tokens by id: tokenizer_config.json's added_tokens_decoder, then added_tokens.json for ids it lacks."""
+    """Added tokens by id, of tokenizer_config.json's added_tokens_decoder, or else of the older added_tokens.json."""
     added: dict[int, Added] = {}
-    decoder = settings.get("added_tokens_decoder") or {}
-    for key, token in decoder.items() if isinstance(decoder, dict) else ():
-        text = token.get("content") if isinstance(token, dict) else None
-        if not isinstance(text, str) or not text or not key.isdecimal() or len(key) > 8 or int(key) >= limits.VOCAB:
-            raise EyespotError("tokenizer_config.json: malformed added_tokens_decoder", found=f"{key}: {token}")
-        flags = {f: bool(token.get(f, False)) for f in ("special", "lstrip", "rstrip", "normalized", "single_word")}
-        added[int(key)] = Added(text, **flags)
+    decoder = settings.get("added_tokens_decoder")
+    if isinstance(decoder, dict) and decoder:
+        for key, token in decoder.items():
+            text = token.get("content") if isinstance(token, dict) else None
+            if not isinstance(text, str) or not text or not key.isdecimal() or len(key) > 8 or int(key) >= limits.VOCAB:
+                raise EyespotError("tokenizer_config.json: malformed added_tokens_decoder", found=f"{key}: {token}")
+            flags = {f: bool(token.get(f, False)) for f in ("special", "lstrip", "rstrip", "normalized", "single_word")}
+            added[int(key)] = Added(text, **flags)
+        return added
+    special = _special_texts(settings) | _special_texts(_object(directory / "special_tokens_map.json"))
     for text, i in _object(directory / "added_tokens.json").items():
         if type(i) is not int or not 0 <= i < limits.VOCAB or not text:
             raise EyespotError("added_tokens.json: not a map from text to id", found=f"{text}: {i}")
-        added.setdefault(i, Added(text, special=text.startswith("<|") and text.endswith("|>")))
+        added[i] = Added(text, special=text in special)
     return added
+
+
+def _special_texts(settings: Mapping[str, Any]) -> set[str]:
+    """Texts of eos_token, bos_token ... and additional_special_tokens."""
+    more = settings.get("additional_special_tokens")
+    values = [v for k, v in settings.items() if k.endswith("_token")] + (more if isinstance(more, list) else [])
+    return {text for value in values if (text := _token_text(value, None)) is not None}
 
 
 def _merges(name: str, pieces: Sequence[tuple[str, float, int]]) -> list[tuple[str, str]]:
