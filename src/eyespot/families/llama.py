@@ -26,6 +26,8 @@ class Config:
     @classmethod
     def read(cls, fields: Fields, ctx_size: int | None) -> Config:
         sizes = Sizes.read(fields)
+        fields.only("rope_interleaved", (False,), False)  # nanotron's; SmolLM2 carries it
+        fields.ignore("is_llama_config", "transformers.js_config")
         return cls(
             sizes,
             read_rope(fields, sizes.head_dim, sizes.max_position_embeddings, ctx_size),
