@@ -42,7 +42,7 @@ def write_checkpoint(directory: Path, sharded: bool = False) -> Path:
         (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
-        "added_tokens_decoder": {"5": {"content": "<|im_end|>", "special": True}},
+        "added_tokens_decoder": {"5": {"content": "<|im_end|>", "special": True}, "6": {"content": "<img>"}},
     }
     (directory / "config.json").write_text(json.dumps(CONFIG))
     (directory / "generation_config.json").write_text('{"eos_token_id": 5}')
