@@ -20,7 +20,7 @@ from eyespot.errors import EyespotError, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Source = str | Path | bytes | Image  # what callers may give for a picture
+    Source = str | Path | bytes | Image | "Picture"  # what callers may give for a picture
 
 EXIF_ORIENTATION = 0x0112
 # EXIF value -> the member of PIL's Transpose that sets the picture upright (EXIF 2.32, 4.6.4).
@@ -52,7 +52,7 @@ class Picture:
         return self.image.height
 
 
-def load(source: Source | Picture) -> Picture:
+def load(source: Source) -> Picture:
     """Reads a picture: JPEG, PNG, WebP, GIF (first frame) or BMP, from a path or bytes, or any PIL image.
 
     EXIF orientation is honoured. Transparency is dropped as the model authors do (`convert("RGB")`: a transparent

@@ -192,8 +192,9 @@ class _Charge(NodeTransformer):
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
-        texts = (nodes.Const(n.data, lineno=n.lineno) if isinstance(n, nodes.TemplateData) else n for n in node.nodes)
-        node.nodes = [self._filter(text, "_emit") for text in texts]
+        for i, child in enumerate(node.nodes):
+            text: Any = nodes.Const(child.data) if isinstance(child, nodes.TemplateData) else child
+            node.nodes[i] = self._filter(text, "_emit")
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:

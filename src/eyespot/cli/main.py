@@ -1,0 +1,127 @@
+"""The command `eyespot`: finds the verb, imports its module and no other's, turns failures into one line and a code.
+
+Knows the verbs' names; what they do stands in one module each, in a function `command` with typer's annotations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from eyespot.errors import FAILED, INTERRUPTED, EyespotError, UsageError
+
+# verb -> (module under eyespot.cli, help)
+VERBS = {
+    "compile": ("compile", "Compile a checkpoint into a bundle."),
+    "run": ("run", "Answer one prompt, about text and pictures."),
+    "chat": ("chat", "Talk with a model, turn by turn."),
+    "inspect": ("inspect", "Show what is in a bundle or a checkpoint."),
+    "doctor": ("doctor", "Show this machine and what the engine will use of it."),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command line and exits. argv: without the program's name; None = this process's."""
+    given = sys.argv[1:] if argv is None else argv
+    arguments = [argument for argument in given if argument != "--debug"]  # before the verb or after
+    debug = arguments != given
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an answer may hold what a terminal's encoding lacks
+    try:
+        _app(_verb(arguments), debug)(arguments, prog_name="eyespot")
+    except EyespotError as error:
+        sys.exit(report(error, debug))
+
+
+def report(error: EyespotError, debug: bool = False) -> int:
+    """Prints the one line; returns the exit code."""
+    if debug:
+        raise error
+    print(f"eyespot: error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _verb(arguments: list[str]) -> str | None:
+    """The verb of the command line, or of the one that a shell wants completed. UsageError when there is none such."""
+    completing = "_EYESPOT_COMPLETE" in os.environ
+    words = os.environ.get("COMP_WORDS", "").split()[1:] or os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:]
+    verb = next((word for word in (words if completing else arguments) if not word.startswith("-")), None)
+    if verb is None or verb in VERBS:
+        return verb
+    if completing:
+        return None
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    raise UsageError(
+        f"no verb '{verb}'", expected=", ".join(VERBS), cause=f"did you mean '{near[0]}'?" if near else None
+    )
+
+
+def _app(chosen: str | None, debug: bool) -> Callable[..., Any]:
+    import typer
+
+    app = typer.Typer(
+        help="Pocket vision-language models, from a checkpoint to an answer on a small device.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(invoke_without_command=False)
+    def top(
+        version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True, callback=_version),
+        debug: bool = typer.Option(False, "--debug", help="Show the traceback of a failure."),
+    ) -> None: ...
+
+    for verb, (module, help) in VERBS.items():
+        if verb == chosen:
+            command = _guarded(importlib.import_module(f"eyespot.cli.{module}").command, debug)
+        else:
+            command = _absent
+        app.command(verb, help=None if verb == chosen else help, short_help=help)(command)
+    return app
+
+
+def _absent() -> None:
+    """Stands in the list of verbs for one that was not chosen."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import typer
+
+        from eyespot import __version__
+
+        print(f"eyespot {__version__}")
+        raise typer.Exit
+
+
+def _guarded(command: Callable[..., Any], debug: bool) -> Callable[..., Any]:
+    """`command`, every way out of which is an exit code."""
+    import typer
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            result = command(*args, **kwargs)
+            sys.stdout.flush()  # so that a closed pipe is noticed here
+            return result
+        except EyespotError as error:
+            raise typer.Exit(report(error, debug)) from None
+        except KeyboardInterrupt:
+            print("\neyespot: interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # `eyespot run ... | head`: the reader has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
+            raise typer.Exit(FAILED) from None
+        except MemoryError:
+            raise typer.Exit(report(EyespotError("not enough memory"), debug)) from None
+
+    return guarded

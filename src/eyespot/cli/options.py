@@ -1,0 +1,60 @@
+"""Flags that `run` and `chat` share, under the names people know from the field, and what they become."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from eyespot.run.model import Options
+
+ModelPath = Annotated[str, typer.Option("-m", "--model", help="Directory of a bundle.", show_default=False)]
+Image = Annotated[
+    list[str] | None, typer.Option("--image", metavar="PATH", help="A picture; may be given again.", show_default=False)
+]
+System = Annotated[str | None, typer.Option(help="System prompt instead of the model's own.")]
+MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Most tokens of an answer.")]
+CtxSize = Annotated[int, typer.Option("-c", "--ctx-size", min=0, help="Tokens of context; 0: as compiled.")]
+Threads = Annotated[int, typer.Option("-t", "--threads", min=0, help="0: as config.json says.")]
+Seed = Annotated[int | None, typer.Option("-s", "--seed", min=0, help="Same seed, same answer.")]
+Isa = Annotated[str, typer.Option(help="Instruction set, such as scalar or avx2; empty: the best there is.")]
+Temp = Annotated[float | None, typer.Option("--temp", help="Temperature; 0: always the likeliest token.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest tokens; 0: all.")]
+TopP = Annotated[float | None, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability.")]
+MinP = Annotated[float | None, typer.Option("--min-p", help="Drop tokens below this share of the likeliest.")]
+RepeatPenalty = Annotated[float | None, typer.Option("--repeat-penalty", help="Above 1: say the same less often.")]
+RepeatLastN = Annotated[int | None, typer.Option("--repeat-last-n", help="Tokens the penalty looks at; 0: all.")]
+Json = Annotated[bool, typer.Option("--json", help="The answer as JSON on stdout.")]
+NoStats = Annotated[bool, typer.Option("--no-stats", help="No line of statistics on stderr.")]
+
+_CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+
+def sampling(
+    max_tokens: int,
+    seed: int | None,
+    temp: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repeat_penalty: float | None,
+    repeat_last_n: int | None,
+) -> Options:
+    """The flags under the library's names; None leaves the bundle's own value."""
+    return {
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "temperature": temp,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repeat_penalty,
+        "repetition_window": repeat_last_n,
+    }
+
+
+def show(piece: str, out: Any) -> None:
+    """Writes a piece of an answer at once. A terminal gets no control characters: a model must not steer it."""
+    out.write(piece.translate(_CONTROLS) if out.isatty() else piece)
+    out.flush()

@@ -1,0 +1,60 @@
+"""`eyespot run`: one prompt, one answer, streamed to stdout; what it took goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from eyespot.cli import options as o
+
+
+def command(
+    model: o.ModelPath,
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The user's text; - reads stdin.", show_default=False)],
+    image: o.Image = None,
+    system: o.System = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Take the prompt as it is, without the chat template.")] = False,
+    max_tokens: o.MaxTokens = 256,
+    ctx_size: o.CtxSize = 0,
+    threads: o.Threads = 0,
+    seed: o.Seed = None,
+    temp: o.Temp = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repeat_penalty: o.RepeatPenalty = None,
+    repeat_last_n: o.RepeatLastN = None,
+    isa: o.Isa = "",
+    as_json: o.Json = False,
+    no_stats: o.NoStats = False,
+) -> None:
+    """Answer one prompt, about text and pictures. Sampling flags left out come from the bundle's config.json."""
+    from eyespot import limits
+    from eyespot.cli.interrupt import interruptible
+    from eyespot.errors import INTERRUPTED, EyespotError, UsageError
+    from eyespot.run.model import load
+
+    if raw and system is not None:
+        raise UsageError("--raw takes no --system", cause="a raw prompt has no turns")
+    text = sys.stdin.read(limits.PROMPT_CHARS + 1) if prompt == "-" else prompt
+    asked: Any = text
+    if system is not None:
+        asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    settings = o.sampling(max_tokens, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
+    with load(model, threads, ctx_size, isa) as loaded:
+        stream = loaded.stream(asked, image or (), raw, **settings)
+        with interruptible(stream.cancel):
+            for piece in stream:
+                if not as_json:
+                    o.show(piece, sys.stdout)
+        answer = stream.answer
+    if answer is None:
+        raise EyespotError("there was no answer")
+    print(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "")
+    if not no_stats:
+        print(answer.stats(), file=sys.stderr)
+    if answer.stop_reason == "cancelled":
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,344 @@
+"""A bundle ready to answer: eyespot.load() and what it returns.
+
+One Model has one engine and so one sequence; sessions share it, and whichever asks next goes on from what is common.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from eyespot import limits
+from eyespot.bundle.read import Bundle, Verify, open_bundle
+from eyespot.errors import Cancelled, EyespotError, UsageError
+from eyespot.run.answer import Answer, Timings
+from eyespot.run.processor import Processor, Prompt, load_processor
+from eyespot.run.sampling import Sampler, Sampling
+from eyespot.run.sequence import EngineLike, Prefill
+from eyespot.run.sequence import Sequence as Cache
+from eyespot.run.tokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from eyespot.run.images import Source
+    from eyespot.run.session import Session
+
+Messages = str | Sequence[Mapping[str, Any]]
+
+
+class Options(TypedDict, total=False):
+    """How to answer. What is absent or None comes from the bundle's config.json (seed: drawn; max_tokens: 256)."""
+
+    max_tokens: int
+    seed: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    repetition_window: int | None
+
+
+SAMPLING = tuple(field.name for field in fields(Sampling))
+
+
+def load(path: str | Path, threads: int = 0, ctx_size: int = 0, isa: str = "", verify: Verify = "auto") -> Model:
+    """Opens the bundle in directory `path`.
+
+    threads, ctx_size: 0 = as config.json says. isa: "" = the best this machine has; another that it cannot run fails.
+    verify: whether to hash the files; "auto" = when they are new to this machine.
+    Errors: UsageError for a wrong path, EyespotError for a damaged bundle, UnsupportedModel for an op unknown here.
+    """
+    for name, value, most in (("threads", threads, limits.THREADS), ("ctx_size", ctx_size, limits.CONTEXT)):
+        if not 0 <= value <= most:
+            raise UsageError(f"{name} is out of range", found=value, expected=f"0 to {most}")
+    bundle = open_bundle(path, verify)
+    later = _Later(lambda: load_processor(bundle))  # a third of a second for a large vocabulary, while the engine opens
+    try:
+        from eyespot.run.engine import Engine
+
+        settings = bundle.settings
+        engine = Engine(bundle.path, threads or settings.threads, ctx_size or settings.ctx_size, isa)
+    except BaseException:
+        later.wait()
+        raise
+    try:
+        return Model(bundle, engine, later.result())
+    except BaseException:
+        engine.close()
+        raise
+
+
+class Model:
+    """An open bundle. Threads take turns; a second answer on the thread that is still streaming one is an error."""
+
+    def __init__(self, bundle: Bundle, engine: EngineLike, processor: Processor) -> None:
+        self.bundle, self.engine, self.processor = bundle, engine, processor
+        self.cache = Cache(engine, processor.pixels)
+        self._lock = threading.Lock()
+        self._stream: Stream | None = None  # the one that holds the lock
+        self._owner: int | None = None
+
+    @property
+    def ctx_size(self) -> int:
+        return int(self.engine.info["ctx_size"])
+
+    def generate(
+        self, prompt: Messages, images: Sequence[Source] = (), raw: bool = False, **options: Unpack[Options]
+    ) -> Answer:
+        """The whole answer to the user's text, or to messages as {"role", "content"}; see stream()."""
+        return self.stream(prompt, images, raw, **options).finish()
+
+    def stream(
+        self, prompt: Messages, images: Sequence[Source] = (), raw: bool = False, **options: Unpack[Options]
+    ) -> Stream:
+        """The answer piece by piece.
+
+        images: paths, bytes or PIL images of the user's text (of the last user message). raw: the prompt is taken as
+        it is, without the chat template; so is a plain text given to a bundle that has no template.
+        Errors come before the first piece where they can: UsageError for a bad call or picture path, EyespotError for a
+        picture that is none or a prompt that does not fit the context.
+        """
+        started = time.perf_counter()
+        if isinstance(prompt, str) and (raw or self.processor.template is None):
+            return self.answer(self.processor.raw(prompt, images), started, options)
+        if raw:
+            raise UsageError("a raw prompt is a text", found="messages")
+        messages = self.processor.messages(prompt, images)
+        read = time.perf_counter() - started if any(m.pictures for m in messages) else 0.0
+        return self.answer(self.processor.chat(messages), started, options, read)
+
+    def chat(self, system: str | None = None) -> Session:
+        """A conversation that remembers. system: replaces the template's own system prompt."""
+        from eyespot.run.session import Session
+
+        return Session(self, system)
+
+    def answer(
+        self,
+        prompt: Prompt,
+        started: float,
+        options: Options,
+        preprocess_s: float = 0.0,
+        on_end: Callable[[Answer], None] = lambda answer: None,
+    ) -> Stream:
+        """The answer to a prompt that is encoded already. started: time.perf_counter() of the call."""
+        unknown = sorted(set(options) - {"max_tokens", "seed", *SAMPLING})
+        if unknown:
+            raise UsageError("unknown option", found=unknown[0], expected=", ".join(("max_tokens", "seed", *SAMPLING)))
+        given: dict[str, Any] = {name: options.get(name) for name in SAMPLING}
+        defaults = Sampling(**{name: getattr(self.bundle.settings.sampling, name) for name in SAMPLING})
+        sampling = replace(defaults, **{name: value for name, value in given.items() if value is not None})
+        most = options.get("max_tokens", 256)
+        if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= limits.CONTEXT:
+            raise UsageError("max_tokens is out of range", found=most, expected=f"1 to {limits.CONTEXT}")
+        self._check_room(prompt)
+        image = self.processor.image_token_id
+        sampler = Sampler(sampling, options.get("seed"), banned=(image,) if image >= 0 else ())
+        return Stream(self, prompt, sampler, most, started, preprocess_s, on_end)
+
+    def _check_room(self, prompt: Prompt) -> None:
+        tokens, image, room = len(prompt.ids), prompt.image_tokens, self.ctx_size
+        if tokens <= room:
+            return
+        if self.bundle.program.ctx > room:
+            cause = f"ctx_size was set below the {self.bundle.program.ctx} that the bundle was compiled for"
+        elif image:
+            cause = "large pictures: lower image.max_tiles in config.json, or compile with a larger --ctx-size"
+        else:
+            cause = "a long text: shorten it, or compile with a larger --ctx-size"
+        raise EyespotError(
+            "the prompt does not fit the context",
+            found=f"{tokens} tokens ({image} for {len(prompt.pictures)} pictures, {tokens - image} of text)",
+            expected=f"at most {room}",
+            cause=cause,
+        )
+
+    def cancel(self) -> None:
+        """Stops the answer that is being made, if any. From any thread."""
+        if (stream := self._stream) is not None:
+            stream.cancel()
+
+    def close(self) -> None:
+        """Gives the memory back. The model is not usable after."""
+        self.cancel()
+        with self._lock:
+            self.engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def acquire(self, stream: Stream) -> None:
+        """Waits until `stream` may use the engine."""
+        if self._owner == threading.get_ident():
+            raise UsageError("another answer is being streamed", cause="exhaust, cancel or close() it first")
+        self._lock.acquire()
+        self._owner, self._stream = threading.get_ident(), stream
+
+    def release(self) -> None:
+        self._owner = self._stream = None
+        self._lock.release()
+
+
+class Stream:
+    """Iterates over the pieces of an answer; once it has ended, `answer` holds all of it."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: Prompt,
+        sampler: Sampler,
+        max_tokens: int,
+        started: float,
+        preprocess_s: float,
+        on_end: Callable[[Answer], None],
+    ) -> None:
+        self.answer: Answer | None = None
+        self._model, self._prompt, self._sampler, self._max_tokens = model, prompt, sampler, max_tokens
+        self._started, self._preprocess_s, self._on_end = started, preprocess_s, on_end
+        self._cancelled = threading.Event()
+        self._pieces: Generator[str, None, None] = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def finish(self) -> Answer:
+        """Runs to the end."""
+        for _ in self:
+            pass
+        if self.answer is None:
+            raise EyespotError("the answer was closed before it began")
+        return self.answer
+
+    def cancel(self) -> None:
+        """Ends the answer at the next step; what was said so far stays. From any thread."""
+        self._cancelled.set()
+        if self._model._stream is self:
+            self._model.engine.cancel()
+
+    def close(self) -> None:
+        """Ends the answer now, like cancel(), without another piece."""
+        self._pieces.close()
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled("cancelled")
+
+    def _run(self) -> Generator[str, None, None]:
+        self._model.acquire(self)
+        try:
+            yield from self._steps()
+        finally:
+            self._model.release()
+
+    def _steps(self) -> Iterator[str]:
+        model, prompt, cache = self._model, self._prompt, self._model.cache
+        stops, room = frozenset(model.bundle.settings.stop_tokens), model.ctx_size
+        words = Detokenizer(model.processor.tokenizer, prompt.ids[-8:].tolist() if prompt.raw else ())
+        tokens: list[int] = []
+        texts: list[str] = []
+        cost, first, decoding, steps, reason = Prefill(), None, 0.0, 0, "cancelled"
+        try:
+            history = prompt.keys.tolist()
+            logits, cost = cache.prefill(prompt, self._check)
+            step = time.perf_counter()
+            while True:
+                token = self._sampler.pick(logits, history)
+                if first is None:
+                    step = time.perf_counter()
+                    first = step - self._started
+                if token in stops:
+                    reason = "stop"
+                    break
+                tokens.append(token)
+                history.append(token)
+                piece = words.push(token)
+                decoding += time.perf_counter() - step
+                if piece:
+                    texts.append(piece)
+                    yield piece
+                step = time.perf_counter()
+                if len(tokens) == self._max_tokens:
+                    reason = "length"
+                    break
+                if cache.past == room:
+                    reason = "context"
+                    break
+                self._check()
+                logits = cache.decode(token)
+                steps += 1
+            decoding += time.perf_counter() - step
+        except Cancelled:
+            pass
+        except GeneratorExit:
+            self._end(tokens, texts, words, reason, cost, first, steps, decoding)
+            raise
+        rest = self._end(tokens, texts, words, reason, cost, first, steps, decoding)
+        if rest:
+            yield rest
+
+    def _end(
+        self,
+        tokens: list[int],
+        texts: list[str],
+        words: Detokenizer,
+        reason: str,
+        cost: Prefill,
+        first: float | None,
+        steps: int,
+        decoding: float,
+    ) -> str:
+        """Writes the answer down and returns the text that was held back."""
+        rest = words.flush()
+        timings = Timings(
+            preprocess_s=self._preprocess_s + cost.preprocess_s,
+            encode_s=cost.encode_s,
+            prompt_tokens=len(self._prompt.ids),
+            reused_tokens=cost.reused,
+            prefill_s=cost.prefill_s,
+            first_token_s=first,
+            decode_tokens=steps,
+            decode_s=decoding,
+            total_s=time.perf_counter() - self._started,
+        )
+        text = "".join(texts) + rest
+        self.answer = Answer(text, tuple(tokens), reason, self._sampler.seed, cost.images, timings)
+        self._on_end(self.answer)
+        return rest
+
+
+class _Later:
+    """A call running on its own thread."""
+
+    def __init__(self, call: Callable[[], Processor]) -> None:
+        self._call = call
+        self._value: Processor | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        self._thread.join()
+
+    def result(self) -> Processor:
+        """What the call returned; raises what it raised."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._value is not None
+        return self._value

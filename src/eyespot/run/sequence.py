@@ -1,0 +1,138 @@
+"""The engine's one sequence, kept in step: which keys its cache holds, what of a new prompt is there already, and the
+features of pictures, each encoded once. Knows prompts as keys, ids and pictures; knows no text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from eyespot.run.answer import ImageUse
+from eyespot.run.images import Picture
+from eyespot.run.processor import Placed, Prompt
+from eyespot.run.tiling import Tiling
+
+F32 = npt.NDArray[np.float32]
+FEATURE_BYTES = 128 << 20  # ten pictures of 13 tiles for a language model of width 896
+
+
+class EngineLike(Protocol):
+    """What eyespot.run.engine.Engine offers; see native/include/eyespot.h."""
+
+    @property
+    def info(self) -> Mapping[str, Any]: ...
+    @property
+    def past(self) -> int: ...
+    def encode(self, pixels: F32) -> F32: ...
+    def prefill(self, tokens: npt.NDArray[np.int32], features: F32 | None = None, want: int = 1) -> F32: ...
+    def decode(self, token: int) -> F32: ...
+    def truncate(self, n: int) -> None: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Features:
+    """Features by picture content and tiling; forgets the least recently used beyond `limit` bytes."""
+
+    def __init__(self, limit: int = FEATURE_BYTES) -> None:
+        self.limit, self.bytes = limit, 0
+        self._kept: OrderedDict[tuple[bytes, Tiling], F32] = OrderedDict()
+
+    def get(self, picture: Picture, cut: Tiling) -> F32 | None:
+        key = (picture.digest, cut)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, picture: Picture, cut: Tiling, features: F32) -> None:
+        self._kept[picture.digest, cut] = features
+        self.bytes += features.nbytes
+        while self.bytes > self.limit:
+            self.bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+@dataclass(slots=True)
+class Prefill:
+    """What one prompt cost, in seconds and tokens."""
+
+    reused: int = 0
+    preprocess_s: float = 0.0
+    encode_s: float = 0.0
+    prefill_s: float = 0.0
+    images: tuple[ImageUse, ...] = ()
+
+
+class Sequence:
+    """pixels: from a picture and its tiling to what the engine encodes."""
+
+    def __init__(self, engine: EngineLike, pixels: Callable[[Picture, Tiling], F32]) -> None:
+        self.engine, self.features = engine, Features()
+        self._pixels = pixels
+        self._keys: list[int] = []  # one for each token in the engine's cache
+
+    @property
+    def past(self) -> int:
+        return len(self._keys)
+
+    def prefill(self, prompt: Prompt, check: Callable[[], None]) -> tuple[F32, Prefill]:
+        """Makes the sequence hold `prompt`; logits [vocab] after its last token.
+
+        Goes on from the longest common prefix, which may end inside a picture. check: called before each long step,
+        may raise. Whatever is raised, the keys stay true to the engine's cache.
+        """
+        cost = Prefill(reused=self._common(prompt))
+        needed = [p for p in prompt.pictures if p.start + p.rows > cost.reused]
+        rows, encoded = [], set()
+        for placed in needed:
+            features = self.features.get(placed.picture, placed.tiling)
+            if features is None:
+                check()
+                features = self._encode(placed, cost)
+                encoded.add(placed.start)
+            rows.append(features[max(0, cost.reused - placed.start) :])
+        cost.images = tuple(_use(p, p.start in encoded) for p in prompt.pictures)
+        check()
+        started = time.perf_counter()
+        self.engine.truncate(cost.reused)
+        keys = prompt.keys.tolist()
+        try:
+            logits = self.engine.prefill(
+                prompt.ids[cost.reused :], (rows[0] if len(rows) == 1 else np.concatenate(rows)) if rows else None
+            )
+        finally:  # a cancelled prefill keeps whole chunks
+            self._keys = keys[: self.engine.past]
+        cost.prefill_s = time.perf_counter() - started
+        return logits[-1], cost
+
+    def decode(self, token: int) -> F32:
+        """Appends a token; logits [vocab] after it."""
+        logits = self.engine.decode(token)
+        self._keys.append(token)
+        return logits
+
+    def _common(self, prompt: Prompt) -> int:
+        """Tokens of `prompt` that stand in the cache; one at least is left to prefill, for its logits."""
+        count = min(len(self._keys), len(prompt.keys) - 1)
+        differ = np.flatnonzero(np.array(self._keys[:count], np.int64) != prompt.keys[:count])
+        return int(differ[0]) if len(differ) else count
+
+    def _encode(self, placed: Placed, cost: Prefill) -> F32:
+        started = time.perf_counter()
+        pixels = self._pixels(placed.picture, placed.tiling)
+        ready = time.perf_counter()
+        features = self.engine.encode(pixels)
+        cost.preprocess_s += ready - started
+        cost.encode_s += time.perf_counter() - ready
+        self.features.put(placed.picture, placed.tiling, features)
+        return features
+
+
+def _use(placed: Placed, encoded: bool) -> ImageUse:
+    p, cut = placed.picture, placed.tiling
+    return ImageUse(p.name, p.width, p.height, cut.resized, cut.tiles, placed.rows, encoded)

@@ -1,0 +1,71 @@
+"""A conversation: turns in, answers out, and nothing of a failed turn left behind.
+
+Knows messages and prompts; what of them the engine's cache already holds is the Model's concern.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
+
+from eyespot.run.answer import Answer
+from eyespot.run.model import Model, Options, Stream
+from eyespot.run.processor import Message, Prompt
+
+if TYPE_CHECKING:
+    from eyespot.run.images import Source
+
+
+class Session:
+    """Made by Model.chat(). A turn counts once its answer has ended. After an error or a cancel before the first token
+    it is as if the user had said nothing; a later cancel keeps the answer as far as it came."""
+
+    def __init__(self, model: Model, system: str | None = None) -> None:
+        self.model = model
+        self._system = [] if system is None else [model.processor.message("system", system)]
+        self._turns: list[tuple[Message, Message, Prompt]] = []  # user, assistant, and all that was said up to here
+        self._stream: Stream | None = None
+
+    @property
+    def messages(self) -> list[Message]:
+        """All that was said, the system prompt included if one was given."""
+        return [*self._system, *(message for user, answer, _ in self._turns for message in (user, answer))]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the context that the conversation takes."""
+        return len(self._turns[-1][2].ids) if self._turns else 0
+
+    def send(self, text: str, images: Sequence[Source] = (), **options: Unpack[Options]) -> Answer:
+        """Says `text`, with pictures; the whole answer."""
+        return self.stream(text, images, **options).finish()
+
+    def stream(self, text: str, images: Sequence[Source] = (), **options: Unpack[Options]) -> Stream:
+        """Says `text`, with pictures; the answer piece by piece. Errors as of Model.stream()."""
+        if self._stream is not None:
+            self._stream.close()  # if it was left before its end: what was said so far stays
+        started = time.perf_counter()
+        processor = self.model.processor
+        user = processor.message("user", text, images)
+        read = time.perf_counter() - started if images else 0.0
+        prompt = processor.chat([*self.messages, user], self._turns[-1][2] if self._turns else None)
+
+        def end(answer: Answer) -> None:
+            if answer.tokens or answer.stop_reason != "cancelled":
+                said = processor.message("assistant", answer.text)
+                self._turns.append((user, said, prompt.extended(processor.mark(answer.text), answer.tokens)))
+
+        self._stream = self.model.answer(prompt, started, options, read, end)
+        return self._stream
+
+    def drop(self) -> bool:
+        """Takes the last turn back, question and answer. False when there is none."""
+        if self._turns:
+            self._turns.pop()
+            return True
+        return False
+
+    def reset(self) -> None:
+        """Forgets all turns."""
+        self._turns.clear()
