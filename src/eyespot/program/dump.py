@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from itertools import groupby
+from itertools import groupby, takewhile
 
-from eyespot.program.op import Shape
+from eyespot.program.op import Attr, Op, Shape
 from eyespot.program.program import Block, Graph, Program
 
 
@@ -13,38 +13,45 @@ def _shape(shape: Shape | tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
+def _attr(key: str, value: Attr) -> str:
+    return f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+
+
+def _prefix(program: Program, block: Block) -> str:
+    """What the names of all weights of a block begin with, up to a dot."""
+    names = [name.split(".")[:-1] for op in block.ops for name in op.weights.values() if name in program.weights]
+    common = takewhile(lambda words: len(set(words)) == 1, zip(*names, strict=False)) if len(names) > 1 else ()
+    return "".join(f"{words[0]}." for words in common)
+
+
+def _arguments(program: Program, op: Op, block: Block, prefix: str) -> str:
+    arguments = [name.removeprefix(f"{block.name}.") for name in op.inputs]
+    for role, name in op.weights.items():
+        weight = program.weights.get(name)
+        stored = f"{weight.scheme}{_shape(weight.shape)}" if weight else f"constant[{len(program.constants[name])}]"
+        arguments.append(f"{role}={name.removeprefix(prefix)} {stored}")
+    return ", ".join(arguments + [_attr(k, v) for k, v in op.attrs.items()])
+
+
 def _lines(program: Program, graph: Graph, block: Block) -> list[str]:
-    lines = []
-    width = max((len(op.output) for op in block.ops), default=0)
-    for op in block.ops:
-        arguments = list(op.inputs)
-        for role, name in op.weights.items():
-            weight = program.weights.get(name)
-            storage = (
-                f" {weight.scheme or 'unset'}{_shape(weight.shape)}"
-                if weight
-                else f" constant[{len(program.constants[name])}]"
-            )
-            arguments.append(f"{role}={name}{storage}")
-        arguments += [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in op.attrs.items()]
-        shape = _shape(graph.values[op.output].shape)
-        lines.append(f"    {op.output:<{width}} = {op.kind}({', '.join(arguments)}) -> {shape}")
-    return lines
+    """One line an op. Own values go without the block's name, weights without what all their names begin with."""
+    prefix = _prefix(program, block)
+    own = [op.output.removeprefix(f"{block.name}.") for op in block.ops]
+    width = max(map(len, own), default=0)
+    return [
+        f"    {name:<{width}} = {op.kind}({_arguments(program, op, block, prefix)})"
+        f" -> {_shape(graph.values[op.output].shape)}"
+        for name, op in zip(own, block.ops, strict=True)
+    ]
 
 
-def _pattern(lines: list[str], block: Block) -> str:
-    """The block's text with its layer number taken out, so that equal layers compare equal."""
+def _alike(program: Program, lines: list[str], block: Block) -> str:
+    """The text of a block with its number, and the name of the block before it, taken out: equal for equal layers."""
     number = re.search(r"(\d+)$", block.name)
     if number is None:
-        return "\n".join(lines)
-    layer = int(number.group(1))
-    text = re.sub(rf"\blayers?[._]0*{layer}\b", "layer*", "\n".join(lines))
-    text = (
-        re.sub(rf"layer_0*{layer - 1}\.", "previous.", text)
-        if layer
-        else re.sub(r"\b(embed\w*|vision\.embeddings|merge)\.\w+", "previous.out", text)
-    )
-    return re.sub(rf"\blayer={layer}\b", "layer=*", re.sub(r"previous\.\w+", "previous.out", text))
+        return block.name
+    text = re.sub(r"\b(vision\.)?(layer_\d+|embed_tokens|embeddings)\.\w+", "before", "\n".join(lines))
+    return re.sub(rf"\blayer={int(number[1])}\b", "layer=*", text) + re.sub(r"\d+", "*", _prefix(program, block))
 
 
 def dump(program: Program) -> str:
@@ -59,11 +66,12 @@ def dump(program: Program) -> str:
         inputs = ", ".join(f"{n} {graph.values[n].dtype}{_shape(graph.values[n].shape)}" for n in graph.inputs)
         out.append(f"graph {graph.name}({inputs}):")
         texts = [(_lines(program, graph, b), b) for b in graph.blocks]
-        for _, run in groupby(texts, key=lambda t: _pattern(*t)):
+        for _, run in groupby(texts, key=lambda t: _alike(program, *t)):
             folded = list(run)
             lines, first = folded[0]
             also = f" .. {folded[-1][1].name} ({len(folded)} alike)" if len(folded) > 1 else ""
-            out.append(f"  block {first.name}{also}:")
+            prefix = _prefix(program, first)
+            out.append(f"  block {first.name}{also}:" + (f"  # weights {prefix}*" if prefix else ""))
             out += lines
         out.append(f"  return {', '.join(graph.outputs)}")
     return "\n".join(out)
