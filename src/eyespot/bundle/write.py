@@ -91,7 +91,7 @@ class BundleWriter:
 
     def write_manifest(self, manifest: Mapping[str, Any], unlisted: tuple[str, ...]) -> None:
         """manifest.json with `files` filled in, less `unlisted`. May be called again: the last one stays."""
-        listed = {name: entry for name, entry in self.files.items() if name not in unlisted}
+        listed = {name: self.files[name] for name in sorted(self.files) if name not in unlisted}
         data = _json({"format": FORMAT, **manifest, "files": listed})
         with open(self.path / MANIFEST, "wb") as file:
             file.write(data)

@@ -67,7 +67,9 @@ def command(
     if out is None:
         raise UsageError("no output given", expected="-o DIR")
     with _bar(quiet=as_json) as progress:
-        result = compile_model(open_checkpoint(source), out, options, _open_engine, progress)
+        result = compile_model(
+            open_checkpoint(source), out, options, lambda path: _open_engine(path, threads), progress
+        )
     for warning in result.warnings:
         print(f"eyespot: warning: {warning}", file=sys.stderr)
     if as_json:
@@ -76,10 +78,10 @@ def command(
         _show(result)
 
 
-def _open_engine(path: Path) -> EngineLike:
+def _open_engine(path: Path, threads: int) -> EngineLike:
     from eyespot.run.engine import Engine
 
-    return Engine(path)
+    return Engine(path, threads)
 
 
 @contextmanager
@@ -148,8 +150,16 @@ def show_report(report: Mapping[str, Any]) -> None:
     print(f"lowest cosine {report['min_cosine']:.6f}")
     if (best := report.get("next_token")) is not None:
         pairs = [
-            (repr(a["text"]), f"{a['probability']:.4f}", repr(b["text"]), f"{b['probability']:.4f}")
+            (
+                a["token"],
+                repr(a["text"]),
+                f"{a['probability']:.4f}",
+                b["token"],
+                repr(b["text"]),
+                f"{b['probability']:.4f}",
+            )
             for a, b in zip(best["float"], best["bundle"], strict=True)
         ]
-        show_table(f"after {report['prompt']!r}", ("float32", "probability", "bundle", "probability"), pairs)
+        headers = ("float32", "", "probability", "bundle", "", "probability")
+        show_table(f"likeliest tokens after {report['prompt']!r}", headers, pairs)
         print(f"KL divergence {best['kl']:.6f} nats")

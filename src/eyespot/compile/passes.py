@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from importlib import metadata
 
+import eyespot
 from eyespot import families, limits
 from eyespot.bundle.read import CONFIG, PROGRAM
 from eyespot.bundle.write import BundleWriter
@@ -127,17 +127,15 @@ def write(job: Job) -> None:
 
 def _manifest(job: Job) -> None:
     architectures = job.source.config.get("architectures")
-    try:
-        version = metadata.version("eyespot")
-    except metadata.PackageNotFoundError:
-        version = "uninstalled"
     source = {
         "name": job.source.path.name,
         "format": job.source.format,
         "architectures": architectures if isinstance(architectures, list) else [],
-        "options": asdict(job.options),
+        "options": {name: value for name, value in asdict(job.options).items() if name != "threads"},
     }
-    job.bundle.write_manifest({"eyespot": version, "source": source, "report": job.report}, unlisted=(CONFIG,))
+    job.bundle.write_manifest(
+        {"eyespot": eyespot.__version__, "source": source, "report": job.report}, unlisted=(CONFIG,)
+    )
 
 
 def check(job: Job) -> None:
