@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from eyespot import limits
 from eyespot.errors import EyespotError, UsageError
@@ -20,7 +20,7 @@ from eyespot.errors import EyespotError, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Source = str | Path | bytes | Image | "Picture"  # what callers may give for a picture
+    Source: TypeAlias = "str | Path | bytes | Image | Picture"  # what callers may give for a picture
 
 EXIF_ORIENTATION = 0x0112
 # EXIF value -> the member of PIL's Transpose that sets the picture upright (EXIF 2.32, 4.6.4).

@@ -33,6 +33,7 @@ TEXT_METHODS = (
     "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
 )  # fmt: skip
 INTEGER_BITS = 256
+CALL_STEPS = 10  # a call takes about as long as so many other steps
 
 
 class _Refused(Exception):
@@ -75,7 +76,7 @@ class Template:
 
 
 class _Budget:
-    """What one rendering may still spend: steps (loop items, calls, list items) and characters."""
+    """What one rendering may still spend: steps (loop items, list items, calls, values looked at) and characters."""
 
     steps = chars = 0
 
@@ -94,6 +95,7 @@ class _Budget:
 
     def value(self, value: Any) -> Any:
         """`value`, after its whole size was charged; shared parts count as often as they occur, as str() would."""
+        self.step()
         todo = [value]
         while todo:
             item = todo.pop()
@@ -160,7 +162,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.budget.value(super().call_binop(context, operator, left, right))
 
     def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        self.budget.step()
+        self.budget.step(CALL_STEPS)
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(owner, str):
             self.budget.char(len(owner))
@@ -180,7 +182,7 @@ class _Charge(NodeTransformer):
     def __init__(self, environment: _Environment) -> None:
         self.environment = environment
 
-    def _filter(self, node: nodes.Expr, name: str) -> nodes.Expr:
+    def _filter(self, node: Any, name: str) -> nodes.Expr:
         charged = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
         charged.set_environment(self.environment)
         return charged
@@ -193,7 +195,7 @@ class _Charge(NodeTransformer):
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
         for i, child in enumerate(node.nodes):
-            text: Any = nodes.Const(child.data) if isinstance(child, nodes.TemplateData) else child
+            text = nodes.Const(child.data) if isinstance(child, nodes.TemplateData) else child
             node.nodes[i] = self._filter(text, "_emit")
         return node
 
