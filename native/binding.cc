@@ -1,0 +1,221 @@
+// binding.cc: the Python module eyespot._native, a thin skin over eyespot.h: checks arrays, lets go of the GIL during
+// work, raises Error(status, message). Knows no bundle and no model.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "eyespot.h"
+#include "kernels/kernels.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using FloatsIn = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using TokensIn = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<nb::numpy, float>;
+
+PyObject* error_type = nullptr;  // _native.Error, made with the module
+
+[[noreturn]] void raise(int status, const std::string& message) {
+  nb::object arguments = nb::make_tuple(status, message);
+  PyErr_SetObject(error_type, arguments.ptr());
+  throw nb::python_error();
+}
+
+struct Buffer {
+  std::unique_ptr<float[]> data;
+  explicit Buffer(size_t n) : data(new float[n]) {}
+  template <size_t Rank>
+  Floats array(const size_t (&shape)[Rank]) {
+    float* raw = data.release();
+    nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    return Floats(raw, Rank, shape, owner);
+  }
+};
+
+class Engine {
+ public:
+  Engine(const std::string& path, int threads, int ctx_size, const std::string& isa) {
+    const es_options options{threads, ctx_size, isa.c_str()};
+    int status;
+    {
+      nb::gil_scoped_release release;
+      status = es_open(path.c_str(), &options, &engine_);
+    }
+    check(status);
+    check(es_get_info(engine_, &info_));
+  }
+  ~Engine() { es_close(engine_); }
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  nb::dict info() const {
+    nb::dict d;
+    d["vocab_size"] = info_.vocab_size, d["hidden_size"] = info_.hidden_size, d["ctx_size"] = info_.ctx_size;
+    d["prefill_chunk"] = info_.prefill_chunk, d["threads"] = info_.threads, d["image_token_id"] = info_.image_token_id;
+    d["tile_size"] = info_.tile_size, d["tile_tokens"] = info_.tile_tokens, d["tile_batch"] = info_.tile_batch;
+    d["arena_bytes"] = info_.arena_bytes, d["weight_bytes"] = info_.weight_bytes, d["kv_bytes"] = info_.kv_bytes;
+    d["isa"] = info_.isa, d["kv_type"] = info_.kv_type;
+    return d;
+  }
+
+  Floats encode(const FloatsIn& pixels) {
+    const Use use(*this);
+    const auto side = static_cast<size_t>(info_.tile_size);
+    if (pixels.ndim() != 4 || pixels.shape(1) != 3 || pixels.shape(2) != side || pixels.shape(3) != side ||
+        pixels.shape(0) > INT32_MAX)
+      raise(ES_USAGE,
+            "pixels are misshapen; expected [tiles, 3, " + std::to_string(side) + ", " + std::to_string(side) + "]");
+    const auto tiles = static_cast<int32_t>(pixels.shape(0));
+    const size_t rows = static_cast<size_t>(tiles) * static_cast<size_t>(info_.tile_tokens);
+    const auto width = static_cast<size_t>(info_.hidden_size);
+    Buffer out(rows * width);
+    work([&] { return es_encode(engine_, pixels.data(), tiles, out.data.get()); });
+    return out.array({rows, width});
+  }
+
+  Floats prefill(const TokensIn& tokens, const std::optional<FloatsIn>& features, int want) {
+    const Use use(*this);
+    const auto width = static_cast<size_t>(info_.hidden_size), vocab = static_cast<size_t>(info_.vocab_size);
+    if (tokens.shape(0) > static_cast<size_t>(info_.ctx_size)) raise(ES_USAGE, "more tokens than the context holds");
+    const auto n = static_cast<int32_t>(tokens.shape(0));
+    int32_t rows = 0;
+    if (features) {
+      if (features->ndim() != 2 || features->shape(1) != width || features->shape(0) > INT32_MAX)
+        raise(ES_USAGE, "features are misshapen; expected [rows, " + std::to_string(width) + "]");
+      rows = static_cast<int32_t>(features->shape(0));
+    }
+    if (want < 0 || want > n)
+      raise(ES_USAGE, "want is " + std::to_string(want) + "; expected 0 to " + std::to_string(n));
+    Buffer out(static_cast<size_t>(want) * vocab);
+    work([&] {
+      return es_prefill(engine_, tokens.data(), n, features ? features->data() : nullptr, rows, want, out.data.get());
+    });
+    return out.array({static_cast<size_t>(want), vocab});
+  }
+
+  Floats decode(int32_t token) {
+    const Use use(*this);
+    const auto vocab = static_cast<size_t>(info_.vocab_size);
+    Buffer out(vocab);
+    work([&] { return es_decode(engine_, token, out.data.get()); });
+    return out.array({vocab});
+  }
+
+  int32_t past() const { return es_past(open()); }
+  void truncate(int32_t n) {
+    const Use use(*this);
+    check(es_truncate(engine_, n));
+  }
+  void cancel() const { es_cancel(open()); }
+
+  void trace(const nb::object& callback) {
+    const Use use(*this);
+    callback_ = callback;
+    es_trace(engine_, callback.is_none() ? nullptr : &Engine::traced, this);
+  }
+
+  void close() {
+    if (engine_ == nullptr) return;
+    const Use use(*this);
+    es_close(engine_);
+    engine_ = nullptr;
+  }
+
+ private:
+  // One call at a time: the GIL is let go during work, so another Python thread could come in.
+  class Use {
+   public:
+    explicit Use(Engine& engine) : engine_(engine) {
+      engine.open();
+      if (engine.busy_) raise(ES_USAGE, "the engine is busy: calls on one engine must not overlap");
+      engine.busy_ = true;
+    }
+    ~Use() { engine_.busy_ = false; }
+
+   private:
+    Engine& engine_;
+  };
+
+  es_engine* open() const {
+    if (engine_ == nullptr) raise(ES_USAGE, "the engine is closed");
+    return engine_;
+  }
+
+  static void check(int status) {
+    if (status != ES_OK) raise(status, es_last_error());
+  }
+
+  template <class Call>
+  void work(const Call& call) {
+    int status;
+    std::string
+        message;  // es_last_error speaks for this thread, which may run other calls once the GIL is asked for again
+    {
+      nb::gil_scoped_release release;
+      status = call();
+      if (status != ES_OK) message = es_last_error();
+    }
+    if (pending_) std::rethrow_exception(std::exchange(pending_, nullptr));
+    if (status != ES_OK) raise(status, message);
+  }
+
+  // A Python exception may not cross C: it waits in pending_ and stops the call at the next block.
+  static void traced(void* user, const char* graph, const char* block, const float* data, int32_t rows,
+                     int32_t columns) {
+    auto* self = static_cast<Engine*>(user);
+    if (self->pending_) return;
+    nb::gil_scoped_acquire acquire;
+    try {
+      const size_t shape[] = {static_cast<size_t>(rows), static_cast<size_t>(columns)};
+      Buffer copy(shape[0] * shape[1]);
+      std::memcpy(copy.data.get(), data, shape[0] * shape[1] * sizeof(float));
+      self->callback_(graph, block, copy.array(shape));
+    } catch (...) {
+      self->pending_ = std::current_exception();
+      es_cancel(self->engine_);
+    }
+  }
+
+  es_engine* engine_ = nullptr;
+  es_info info_{};
+  bool busy_ = false;
+  nb::object callback_;
+  std::exception_ptr pending_;
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "The eyespot engine: eyespot.h for Python.";
+  error_type = PyErr_NewException("eyespot._native.Error", PyExc_Exception, nullptr);
+  m.attr("Error") = nb::handle(error_type);
+  m.def("version", [] { return es_version(); });
+  m.def("isas", [] {
+    nb::dict d;
+    for (eyespot::Isa isa : eyespot::ISAS) d[eyespot::isa_name(isa)] = eyespot::isa_runs_here(isa);
+    return d;
+  });
+  nb::class_<Engine>(m, "Engine")
+      .def(nb::init<const std::string&, int, int, const std::string&>(), "path"_a, "threads"_a = 0, "ctx_size"_a = 0,
+           "isa"_a = "")
+      .def_prop_ro("info", &Engine::info)
+      .def("encode", &Engine::encode, "pixels"_a)
+      .def("prefill", &Engine::prefill, "tokens"_a, "features"_a = nb::none(), "want"_a = 1)
+      .def("decode", &Engine::decode, "token"_a)
+      .def_prop_ro("past", &Engine::past)
+      .def("truncate", &Engine::truncate, "n"_a)
+      .def("cancel", &Engine::cancel)
+      .def("trace", &Engine::trace, "callback"_a.none())
+      .def("close", &Engine::close);
+}

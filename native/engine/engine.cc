@@ -1,0 +1,302 @@
+// engine.cc: the C ABI: opens a bundle and walks its graphs chunk by chunk. Knows ops only as steps to call, and no
+// model.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/fail.h"
+#include "engine/file.h"
+#include "engine/ops.h"
+#include "engine/plan.h"
+#include "engine/pool.h"
+#include "engine/program.h"
+#include "eyespot.h"
+#include "eyespot/limits.h"
+
+namespace eyespot {
+namespace {
+
+thread_local std::string last_error;  // of this thread, as eyespot.h promises; no engine reads it
+
+// Runs body and turns what it throws into a status and a line. Nothing may cross a C function.
+template <class Body>
+int guarded(const Body& body) noexcept {
+  try {
+    last_error.clear();
+    body();
+    return ES_OK;
+  } catch (const Failure& failure) {
+    last_error = failure.message;
+    return failure.status;
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory";
+  } catch (const std::exception& error) {
+    last_error = std::string("internal error: ") + error.what();
+  }
+  return ES_FAILED;
+}
+
+bool all_finite(const float* values, int64_t n) {
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    bad |= (bits & 0x7F800000) == 0x7F800000;
+  }
+  return bad == 0;
+}
+
+// The manifest's word on a file's size: a part that was cut off or swapped fails before its header is read.
+class Manifest {
+ public:
+  explicit Manifest(const std::string& dir) {
+    const Mapping map = Mapping::file(dir + "/manifest.json", "manifest.json");
+    const Json root = Json::parse(map.text(), "manifest.json");
+    const std::string w = "manifest.json";
+    if (const int64_t format = root.at("format", w).integer("manifest.json: format", 0, INT32_MAX); format != 1)
+      fail_with(ES_UNSUPPORTED, "manifest.json: format", format, 1,
+                "the bundle was made by another version of eyespot");
+    for (const auto& [name, file] : root.at("files", w).object("manifest.json: files"))
+      bytes_[name] = file.at("bytes", w).integer("manifest.json: bytes of '" + shown(name) + "'", 0, INT64_MAX);
+  }
+  void check(const std::string& name, int64_t bytes) const {
+    const auto found = bytes_.find(name);
+    if (found == bytes_.end()) fail("manifest.json does not list " + shown(name));
+    if (found->second != bytes)
+      fail(shown(name) + " has another size than manifest.json says", bytes, found->second,
+           "the file is cut off or was replaced");
+  }
+
+ private:
+  std::unordered_map<std::string, int64_t> bytes_;
+};
+
+Program load_program(const std::string& dir, const Manifest& manifest) {
+  const Mapping map = Mapping::file(dir + "/program.json", "program.json");
+  manifest.check("program.json", map.size());
+  return read_program(Json::parse(map.text(), "program.json"));
+}
+
+int thread_count(int32_t wanted) {
+  if (wanted < 0 || wanted > limits::THREADS)
+    fail_with(ES_USAGE, "threads", wanted, "0 (all) to " + str(limits::THREADS));
+  return wanted ? wanted : static_cast<int>(std::min<int64_t>(usable_processors(), limits::THREADS));
+}
+
+Isa isa_for(const char* wanted) {
+  Isa isa = Isa::scalar;
+  std::string fault;
+  if (!choose_isa(wanted, isa, fault)) throw Failure{ES_USAGE, fault};
+  return isa;
+}
+
+class Engine {
+ public:
+  Engine(const std::string& dir, const es_options& options)
+      : isa_(isa_for(options.isa)), threads_(thread_count(options.threads)), manifest_(dir),
+        program_(load_program(dir, manifest_)), pool_(threads_) {
+    const Memory& memory = program_.memory;
+    if (options.ctx_size < 0 || options.ctx_size > memory.ctx)
+      fail_with(ES_USAGE, "ctx_size", options.ctx_size,
+                "1 to " + str(memory.ctx) + ", what the bundle was compiled for");
+    ctx_ = options.ctx_size ? options.ctx_size : memory.ctx;
+    arena_ = Mapping::memory(memory.arena_bytes, "the arena");
+    const Kernels kernels = kernels_for(isa_);
+    const Parts parts = [&](const std::string& part) -> const TensorFile& {
+      std::unique_ptr<TensorFile>& file = files_[part];
+      if (!file) {
+        const std::string name = part + ".safetensors";
+        file = std::make_unique<TensorFile>(dir + "/" + name, name);
+        manifest_.check(name, file->size());
+      }
+      return *file;
+    };
+    for (size_t g = 0; g < program_.graphs.size(); ++g)
+      graphs_.push_back(bind_graph(program_, g, arena_.data(), kernels, parts, weight_bytes_));
+    for (const KvLayer& layer : memory.kv_layers) kv_bytes_ += kv_layer_bytes(memory, layer);
+    wanted_.resize(static_cast<size_t>(memory.units[O]));
+  }
+
+  void info(es_info& out) const {
+    const Info& info = program_.info;
+    out = {};
+    out.vocab_size = static_cast<int32_t>(info.vocab_size), out.hidden_size = static_cast<int32_t>(info.hidden_size);
+    out.ctx_size = static_cast<int32_t>(ctx_), out.prefill_chunk = static_cast<int32_t>(program_.memory.units[N]);
+    out.threads = pool_.threads(), out.image_token_id = eyes() ? static_cast<int32_t>(info.image_token_id) : -1;
+    if (graphs_.size() == 2) {
+      out.tile_size = static_cast<int32_t>(info.tile_size), out.tile_tokens = static_cast<int32_t>(info.tile_tokens);
+      out.tile_batch = static_cast<int32_t>(program_.memory.units[T]);
+    }
+    out.arena_bytes = program_.memory.arena_bytes, out.weight_bytes = weight_bytes_, out.kv_bytes = kv_bytes_;
+    std::strncpy(out.isa, isa_name(isa_), sizeof out.isa - 1);
+    std::strncpy(out.kv_type, kv_type_name(program_.memory.kv_type), sizeof out.kv_type - 1);
+  }
+
+  void encode(const float* pixels, int32_t tiles, float* features) {
+    cancelled_ = false;
+    if (graphs_.size() < 2) fail_with(ES_USAGE, "this model has no eyes: it cannot encode pictures");
+    if (tiles < 1 || tiles > limits::TILES || pixels == nullptr || features == nullptr)
+      fail_with(ES_USAGE, "tiles", tiles, "1 to " + str(limits::TILES) + " with pixels and room for their features");
+    const Info& info = program_.info;
+    const int64_t tile_pixels = 3 * info.tile_size * info.tile_size,
+                  tile_features = info.tile_tokens * info.hidden_size;
+    for (int64_t done = 0, batch; done < tiles; done += batch) {
+      batch = std::min<int64_t>(program_.memory.units[T], tiles - done);
+      const Run run{pool_, {1, 0, 0, batch, 0}, 0, nullptr, nullptr, nullptr, pixels + done * tile_pixels};
+      walk(1, graphs_[1].blocks, run);
+      std::memcpy(features + done * tile_features, graphs_[1].output,
+                  static_cast<size_t>(batch * tile_features) * sizeof(float));
+    }
+  }
+
+  void prefill(const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows, int32_t want,
+               float* logits) {
+    cancelled_ = false;
+    check_prefill(tokens, n, features, feature_rows, want, logits);
+    const Info& info = program_.info;
+    const BoundGraph& text = graphs_[0];
+    for (int64_t done = 0, chunk; done < n; done += chunk) {
+      chunk = std::min<int64_t>(program_.memory.units[N], n - done);
+      const int64_t images = eyes() ? std::count(tokens + done, tokens + done + chunk, info.image_token_id) : 0;
+      Run run{pool_, {1, chunk, 0, 0, images}, past_, tokens + done, wanted_.data(), features, nullptr};
+      if (text.rope.inv_freq != nullptr) text.rope.fill(past_, chunk);
+      walk(0, text.blocks, run);
+      const int64_t first_wanted = std::max<int64_t>(done, n - want);
+      for (int64_t row = first_wanted; row < done + chunk; row += run.counts[O]) {
+        run.counts[O] = std::min<int64_t>(program_.memory.units[O], done + chunk - row);
+        for (int64_t i = 0; i < run.counts[O]; ++i)
+          wanted_[static_cast<size_t>(i)] = static_cast<int32_t>(row + i - done);
+        walk(0, text.wanted, run);
+        const int64_t count = run.counts[O] * info.vocab_size;
+        if (!all_finite(text.output, count))
+          fail("logits are not finite", "NaN or Inf", Nothing{}, "the weights or the input overflow float32");
+        std::memcpy(logits + (row - (n - want)) * info.vocab_size, text.output,
+                    static_cast<size_t>(count) * sizeof(float));
+      }
+      past_ += chunk;
+      if (features != nullptr) features += images * info.hidden_size;
+    }
+  }
+
+  int32_t past() const { return static_cast<int32_t>(past_); }
+
+  void truncate(int32_t n) {
+    if (n < 0 || n > past_) fail_with(ES_USAGE, "truncate", n, "0 to " + str(past_) + " tokens");
+    past_ = n;
+  }
+
+  void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+
+  void trace(es_trace_fn callback, void* user) { trace_ = callback, trace_user_ = user; }
+
+ private:
+  bool eyes() const { return graphs_[0].features; }
+
+  void check_prefill(const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows, int32_t want,
+                     const float* logits) const {
+    const Info& info = program_.info;
+    if (n < 1 || tokens == nullptr) fail_with(ES_USAGE, "tokens", n, "at least one");
+    if (want < 0 || want > n || (want > 0 && logits == nullptr))
+      fail_with(ES_USAGE, "want", want, "0 to " + str(n) + " rows");
+    if (n > ctx_ - past_)
+      fail_with(ES_USAGE, "the tokens do not fit the context", str(past_) + " cached + " + str(n) + " new",
+                "at most " + str(ctx_));
+    int64_t images = 0;
+    for (int32_t i = 0; i < n; ++i) {
+      if (tokens[i] < 0 || tokens[i] >= info.vocab_size)
+        fail_with(ES_USAGE, "token " + str(i) + " is outside the vocabulary", tokens[i],
+                  "0 to " + str(info.vocab_size - 1));
+      images += eyes() && tokens[i] == info.image_token_id;
+    }
+    if (feature_rows != images || (images > 0 && features == nullptr))
+      fail_with(ES_USAGE, "image tokens and feature rows disagree", str(feature_rows) + " rows",
+                str(images) + " image tokens");
+  }
+
+  void walk(size_t g, const std::vector<BoundBlock>& blocks, const Run& run) const {
+    for (const BoundBlock& block : blocks) {
+      if (cancelled_.load(std::memory_order_relaxed)) throw Failure{ES_CANCELLED, "cancelled"};
+      for (const auto& step : block.steps) step->call(*step, run);
+      if (trace_ != nullptr && block.whole)
+        trace_(trace_user_, program_.graphs[g].name.c_str(), block.name.c_str(), block.last,
+               static_cast<int32_t>(block.rows.at(run.counts)), static_cast<int32_t>(block.columns));
+    }
+  }
+
+  const Isa isa_;
+  const int threads_;
+  const Manifest manifest_;
+  const Program program_;
+  const Pool pool_;
+  std::unordered_map<std::string, std::unique_ptr<TensorFile>> files_;
+  Mapping arena_;
+  std::vector<BoundGraph> graphs_;
+  std::vector<int32_t> wanted_;
+  int64_t ctx_ = 0, past_ = 0, weight_bytes_ = 0, kv_bytes_ = 0;
+  std::atomic<bool> cancelled_{false};
+  static_assert(std::atomic<bool>::is_always_lock_free, "es_cancel must be safe in a signal handler");
+  es_trace_fn trace_ = nullptr;
+  void* trace_user_ = nullptr;
+};
+
+}  // namespace
+}  // namespace eyespot
+
+struct es_engine {
+  eyespot::Engine engine;
+};
+
+using eyespot::guarded;
+
+extern "C" {
+
+int es_open(const char* dir, const es_options* options, es_engine** out) {
+  return guarded([&] {
+    if (out == nullptr) eyespot::fail_with(ES_USAGE, "es_open needs a place for the engine");
+    *out = nullptr;
+    if (dir == nullptr || *dir == 0) eyespot::fail_with(ES_USAGE, "es_open needs a bundle's directory");
+    *out = new es_engine{eyespot::Engine(dir, options ? *options : es_options{})};
+  });
+}
+
+void es_close(es_engine* engine) { delete engine; }
+
+int es_get_info(const es_engine* engine, es_info* out) {
+  return guarded([&] { engine->engine.info(*out); });
+}
+
+int es_encode(es_engine* engine, const float* pixels, int32_t tiles, float* features) {
+  return guarded([&] { engine->engine.encode(pixels, tiles, features); });
+}
+
+int es_prefill(es_engine* engine, const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows,
+               int32_t want, float* logits) {
+  return guarded([&] { engine->engine.prefill(tokens, n, features, feature_rows, want, logits); });
+}
+
+int es_decode(es_engine* engine, int32_t token, float* logits) {
+  return guarded([&] { engine->engine.prefill(&token, 1, nullptr, 0, 1, logits); });
+}
+
+int32_t es_past(const es_engine* engine) { return engine->engine.past(); }
+
+int es_truncate(es_engine* engine, int32_t n) {
+  return guarded([&] { engine->engine.truncate(n); });
+}
+
+void es_cancel(es_engine* engine) { engine->engine.cancel(); }
+
+void es_trace(es_engine* engine, es_trace_fn callback, void* user) { engine->engine.trace(callback, user); }
+
+const char* es_last_error(void) { return eyespot::last_error.c_str(); }
+
+const char* es_version(void) { return ES_VERSION; }
+
+}  // extern "C"

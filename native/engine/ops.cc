@@ -1,0 +1,617 @@
+// ops.cc: the op kinds' rules: each checks an op against its row of OPS in src/eyespot/program/op.py and fills the
+// record that will run it (steps.h). OPS near the end lists them all.
+#include "engine/ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <unordered_map>
+
+#include "engine/fail.h"
+#include "engine/plan.h"
+#include "engine/steps.h"
+#include "eyespot/limits.h"
+
+namespace eyespot {
+namespace {
+
+template <class Record>
+std::shared_ptr<Record> make() {
+  auto record = std::make_shared<Record>();
+  record->call = [](const Step& step, const Run& run) { static_cast<const Record&>(step)(run); };
+  return record;
+}
+
+// A value while a graph is being resolved. Inputs of the graph have no address: they come with each call.
+struct Operand {
+  Shape shape;
+  bool is_int = false;
+  int input = -1;  // number of the graph's input, -1 for an op's output
+  float* data = nullptr;
+};
+
+struct Matrix {
+  int64_t m, columns;
+  std::string scheme;
+  const std::byte* data;
+  const std::byte* scale;
+  int64_t group_shift;
+};
+
+class Binder {
+ public:
+  Binder(const Program& program, size_t g, std::byte* arena, const Kernels& kernels, const Parts& parts,
+         int64_t& weight_bytes)
+      : kernels(kernels), program(program), graph(program.graphs[g]), memory(program.memory), g_(g), arena_(arena),
+        parts_(parts), weight_bytes_(weight_bytes) {}
+
+  BoundGraph bind();
+
+  // For the rules below: the current op's arguments, checked.
+
+  [[noreturn]] void bad(const std::string& fault) const { fail(where_ + ": " + fault); }
+
+  const Operand& in(size_t i) const { return values_.at(op_->inputs[i]); }
+
+  // Input i as a float32 matrix of the arena: its address.
+  const float* matrix(size_t i) const {
+    const Operand& value = in(i);
+    if (value.shape.size() != 2 || value.shape[1].of != FIXED || value.is_int || value.input >= 0)
+      bad("input " + str(i) + " is " + shape_text(value.shape) + ", not a computed matrix [rows, columns]");
+    return value.data;
+  }
+  Dim rows(size_t i) const { return in(i).shape[0]; }
+  int64_t columns(size_t i) const { return in(i).shape[1].per; }
+
+  // Input i must be the graph's input of this name.
+  void given(size_t i, const char* name) const {
+    if (in(i).input < 0 || graph.inputs[static_cast<size_t>(in(i).input)].first != name)
+      bad("input " + str(i) + " must be the graph's '" + name + "'");
+  }
+
+  // Rows that come in whole groups: a tile's tokens.
+  void grouped(size_t i, int64_t group) const {
+    if (rows(i).per % group != 0)
+      bad("input " + str(i) + " has " + shape_text({rows(i)}) + " rows, not groups of " + str(group));
+  }
+
+  int64_t integer(const char* key, int64_t low, int64_t high) const {
+    const int64_t* value = std::get_if<int64_t>(&op_->attrs.at(key));
+    if (value == nullptr || *value < low || *value > high)
+      bad(std::string("attribute ") + key + " must be an integer from " + str(low) + " to " + str(high));
+    return *value;
+  }
+  float number(const char* key) const {
+    const Attr& attr = op_->attrs.at(key);
+    double value = NAN;
+    if (const double* real = std::get_if<double>(&attr)) value = *real;
+    if (const int64_t* whole = std::get_if<int64_t>(&attr)) value = static_cast<double>(*whole);
+    if (!std::isfinite(static_cast<float>(value))) bad(std::string("attribute ") + key + " must be a finite number");
+    return static_cast<float>(value);
+  }
+  bool flag(const char* key) const {
+    const bool* value = std::get_if<bool>(&op_->attrs.at(key));
+    if (value == nullptr) bad(std::string("attribute ") + key + " must be true or false");
+    return *value;
+  }
+
+  bool has(const char* role) const { return op_->weights.count(role) != 0; }
+
+  // A float32 weight or constant of this shape; null when the op leaves the role out.
+  const float* floats(const char* role, const std::vector<int64_t>& shape) {
+    if (!has(role)) return nullptr;
+    const std::string& name = op_->weights.at(role);
+    if (const auto constant = program.constants.find(name);
+        constant != program.constants.end() && program.weights.count(name) == 0) {
+      if (shape != std::vector<int64_t>{static_cast<int64_t>(constant->second.size())})
+        bad(std::string("constant '") + role + "' has " + str(constant->second.size()) + " values, expected " +
+            eyespot::shape_text(shape));
+      return constant->second.data();
+    }
+    const Weight& weight = declared(role);
+    if (weight.shape != shape)
+      bad(std::string("weight '") + role + "' is " + eyespot::shape_text(weight.shape) + ", expected " +
+          eyespot::shape_text(shape));
+    if (weight.scheme != "f32") unsupported(role, weight.scheme, "f32");
+    return reinterpret_cast<const float*>(tensor(name, weight, "F32", shape));
+  }
+
+  // A matrix [m, k] in any scheme of linear; k < 0 takes what is declared.
+  Matrix weight_matrix(int64_t k, bool table) {
+    const std::string& name = op_->weights.at("weight");
+    const Weight& weight = declared("weight");
+    if (weight.shape.size() != 2 || (k >= 0 && weight.shape[1] != k))
+      bad("weight is " + eyespot::shape_text(weight.shape) + ", expected " +
+          (k < 0 ? "[rows, columns]" : "[m, " + str(k) + "]"));
+    const int64_t m = weight.shape[0], columns = weight.shape[1];
+    const std::string& scheme = weight.scheme;
+    Matrix out{m, columns, scheme, nullptr, nullptr, 0};
+    if (scheme == "f32")
+      out.data = tensor(name, weight, "F32", weight.shape);
+    else if (scheme == "f16")
+      out.data = tensor(name, weight, "F16", weight.shape);
+    else if (scheme == "bf16")
+      out.data = tensor(name, weight, "BF16", weight.shape);
+    else if (table)
+      unsupported("weight", scheme, "f32, f16 or bf16");
+    else if (scheme == "W8A16" || scheme == "W8A8") {
+      out.data = tensor(name, weight, "I8", weight.shape);
+      out.scale = tensor(name + ".scale", weight, "F32", {m});
+    } else if (scheme == "W4A16-g32" || scheme == "W4A16-g64" || scheme == "W4A16-g128") {
+      out.group_shift = scheme == "W4A16-g32" ? 5 : scheme == "W4A16-g64" ? 6 : 7;
+      const int64_t group = int64_t{1} << out.group_shift;
+      out.data = tensor(name, weight, "U8", {m, (columns + 1) / 2});
+      out.scale = tensor(name + ".scale", weight, "F16", {m, (columns + group - 1) / group});
+    } else {
+      unsupported("weight", scheme, "f32, f16, bf16, W8A16, W8A8, W4A16-g32, W4A16-g64 or W4A16-g128");
+    }
+    return out;
+  }
+
+  // The op's output, [rows, columns]: its recorded shape must be this one and its place in the arena large enough.
+  float* out(Dim rows, int64_t columns) {
+    const Shape shape{rows, Dim{columns, FIXED}};
+    if (op_->shape != shape) bad("recorded shape is " + shape_text(op_->shape) + ", expected " + shape_text(shape));
+    if (rows.of != (g_ == 1 ? T : rows.of == O ? O : N))
+      bad("rows " + shape_text({rows}) + " do not belong in this graph");
+    if (columns < 1 || columns > limits::VOCAB) bad("output is " + str(columns) + " wide");
+    const auto place = memory.values[g_].find(op_->output);
+    if (place == memory.values[g_].end()) bad("memory.values gives it no place");
+    const int64_t bytes = product(product(rows.at(memory.units), columns, "a value's size"), 4, "a value's size");
+    if (place->second.bytes < bytes)
+      bad("its place has " + str(place->second.bytes) + " bytes, expected " + str(bytes));
+    return reinterpret_cast<float*>(arena_ + place->second.offset);
+  }
+
+  void result(float* data) { result_ = data; }
+
+  void tokens_rows(size_t i) const {
+    if (g_ != 0 || rows(i) != Dim{1, N}) bad("input " + str(i) + " must have one row a token");
+  }
+
+  int8_t* scratch(Dim rows, int64_t stride) const {
+    const int64_t bytes = product(rows.at(memory.units), stride + 4, "scratch");
+    if (memory.scratch.bytes < bytes)
+      bad("memory.scratch has " + str(memory.scratch.bytes) + " bytes, expected " + str(bytes));
+    return reinterpret_cast<int8_t*>(arena_ + memory.scratch.offset);
+  }
+
+  const RopeTable& rope_table(int64_t rotary, float factor) {
+    const float* inv_freq = floats("inv_freq", {rotary / 2});
+    RopeTable& table = bound_.rope;
+    if (table.inv_freq == nullptr) {
+      const int64_t half = memory.units[N] * (rotary / 2);
+      if (memory.rope[g_].bytes < 2 * half * 4)
+        bad("memory.rope has " + str(memory.rope[g_].bytes) + " bytes, expected " + str(2 * half * 4));
+      float* cos = reinterpret_cast<float*>(arena_ + memory.rope[g_].offset);
+      table = {inv_freq, rotary / 2, factor, cos, cos + half};
+    }
+    if (table.inv_freq != inv_freq || table.half != rotary / 2 || table.factor != factor)
+      bad("uses another rope table than the op before");
+    return table;
+  }
+
+  Cache cache(int64_t index, int64_t kv_heads, int64_t head_dim) {
+    if (index >= static_cast<int64_t>(memory.kv_layers.size())) bad("memory.kv_cache has no layer " + str(index));
+    const KvLayer& layer = memory.kv_layers[static_cast<size_t>(index)];
+    if (layer.kv_heads != kv_heads || layer.head_dim != head_dim)
+      bad("cache layer " + str(index) + " is " + str(layer.kv_heads) + " x " + str(layer.head_dim) + ", expected " +
+          str(kv_heads) + " x " + str(head_dim));
+    if (const int64_t bytes = kv_layer_bytes(memory, layer); layer.span.bytes < bytes)
+      bad("cache layer " + str(index) + " has " + str(layer.span.bytes) + " bytes, expected " + str(bytes));
+    if (std::find(cache_layers_.begin(), cache_layers_.end(), index) != cache_layers_.end())
+      bad("cache layer " + str(index) + " is written twice");
+    cache_layers_.push_back(index);
+    const int64_t item = memory.kv_type == KvType::f32 ? 4 : memory.kv_type == KvType::f16 ? 2 : 1;
+    const int64_t vectors = kv_heads * memory.ctx, array = round_up(vectors * head_dim * item, 64);
+    std::byte* k = arena_ + layer.span.offset;
+    Cache cache{k, k + array, nullptr, nullptr, memory.ctx, item};
+    if (memory.kv_type == KvType::int8) {
+      cache.k_scale = reinterpret_cast<float*>(k + 2 * array);
+      cache.v_scale = reinterpret_cast<float*>(k + 2 * array + round_up(vectors * 4, 64));
+    }
+    return cache;
+  }
+
+  int64_t declared_rows(const char* role) const { return declared(role).shape[0]; }
+  void merges(int64_t token_id) const {
+    if (token_id != program.info.image_token_id) bad("token_id " + str(token_id) + " is not info.image_token_id");
+  }
+
+  const Kernels& kernels;
+  const Program& program;
+  const Graph& graph;
+  const Memory& memory;
+
+ private:
+  [[noreturn]] void unsupported(const char* role, const std::string& scheme, const char* expected) const {
+    fail_with(ES_UNSUPPORTED, where_ + ": weight '" + role + "' has a scheme this engine does not run here", scheme,
+              expected);
+  }
+
+  const Weight& declared(const char* role) const {
+    const std::string& name = op_->weights.at(role);
+    const auto weight = program.weights.find(name);
+    if (weight == program.weights.end()) bad("weight '" + shown(name) + "' is not declared");
+    if (weight->second.part != block_->part)
+      bad("weight '" + shown(name) + "' lies in part '" + weight->second.part + "', not in '" + block_->part + "'");
+    return weight->second;
+  }
+
+  const std::byte* tensor(const std::string& name, const Weight& weight, const char* dtype,
+                          const std::vector<int64_t>& shape) {
+    const std::byte* data = parts_(weight.part).tensor(name, dtype, shape);
+    int64_t bytes = dtype[0] == 'F' && dtype[1] == '3' ? 4 : dtype[0] == 'F' || dtype[0] == 'B' ? 2 : 1;
+    for (int64_t size : shape) bytes *= size;  // cannot overflow: the tensor lies in a file
+    weight_bytes_ += bytes;
+    return data;
+  }
+
+  std::shared_ptr<const Step> bind_op();
+
+  const size_t g_;
+  std::byte* const arena_;
+  const Parts& parts_;
+  int64_t& weight_bytes_;
+  const Block* block_ = nullptr;
+  const Op* op_ = nullptr;
+  std::string where_;
+  std::unordered_map<std::string, Operand> values_;
+  std::vector<int64_t> cache_layers_;
+  BoundGraph bound_;
+  float* result_ = nullptr;
+};
+
+using Bound = std::shared_ptr<const Step>;
+
+Bound bind_embed(Binder& b) {
+  b.given(0, "tokens");
+  const Matrix table = b.weight_matrix(-1, true);
+  if (table.m < b.program.info.vocab_size) b.bad("table has " + str(table.m) + " rows, fewer than the vocabulary");
+  const Kernels& k = b.kernels;
+  auto step = make<Embed>();
+  step->widen = table.scheme == "f32" ? k.widen_f32 : table.scheme == "f16" ? k.widen_f16 : k.widen_bf16;
+  step->table = table.data;
+  step->width = table.columns;
+  step->row_bytes = step->width * (table.scheme == "f32" ? 4 : 2);
+  b.result(step->out = b.out(b.rows(0), step->width));
+  return step;
+}
+
+Bound bind_merge(Binder& b) {
+  auto step = make<Merge>();
+  step->x = b.matrix(0), step->width = b.columns(0);
+  b.tokens_rows(0), b.given(1, "tokens"), b.given(2, "features");
+  if (b.in(2).shape[1].per != step->width) b.bad("features and hidden state differ in width");
+  step->token_id = b.integer("token_id", 0, limits::VOCAB);
+  b.merges(step->token_id);
+  b.result(step->out = b.out(b.rows(0), step->width));
+  return step;
+}
+
+Bound bind_linear(Binder& b) {
+  const float* x = b.matrix(0);
+  const int64_t k = b.columns(0);
+  const Matrix weight = b.weight_matrix(k, false);
+  const float* bias = b.floats("bias", {weight.m});
+  float* y = b.out(b.rows(0), weight.m);
+  b.result(y);
+  if (weight.scheme == "W8A8") {
+    if (k > A8_COLUMNS) b.bad("rows of " + str(k) + " overflow W8A8 sums, expected at most " + str(A8_COLUMNS));
+    auto step = make<LinearA8Step>();
+    const int64_t stride = round_up(k, A8_ALIGN);
+    step->quantize = b.kernels.quantize_int8, step->linear = b.kernels.linear_w8a8;
+    step->x = x, step->q = b.scratch(b.rows(0), stride), step->rows = b.rows(0);
+    step->args = {nullptr,
+                  nullptr,
+                  reinterpret_cast<const int8_t*>(weight.data),
+                  reinterpret_cast<const float*>(weight.scale),
+                  bias,
+                  y,
+                  0,
+                  k,
+                  weight.m,
+                  stride,
+                  0,
+                  0};
+    return step;
+  }
+  auto step = make<LinearStep>();
+  const Kernels& f = b.kernels;
+  step->linear = weight.scheme == "f32"     ? f.linear_f32
+                 : weight.scheme == "f16"   ? f.linear_f16
+                 : weight.scheme == "bf16"  ? f.linear_bf16
+                 : weight.scheme == "W8A16" ? f.linear_w8a16
+                                            : f.linear_w4a16;
+  step->rows = b.rows(0);
+  step->args = {x, weight.data, weight.scale, bias, y, 0, k, weight.m, 0, 0, weight.group_shift, nullptr};
+  return step;
+}
+
+template <bool layer>
+Bound bind_norm(Binder& b) {
+  auto step = make<NormStep>();
+  const float* x = b.matrix(0);
+  const int64_t width = b.columns(0);
+  step->norm = layer ? b.kernels.layer_norm_f32 : b.kernels.rms_norm_f32;
+  step->rows = b.rows(0);
+  step->args = {
+      x,     b.out(b.rows(0), width), b.floats("weight", {width}), layer ? b.floats("bias", {width}) : nullptr, 0,
+      width, b.number("eps")};
+  b.result(step->args.y);
+  return step;
+}
+
+Bound bind_rope(Binder& b) {
+  auto step = make<RopeStep>();
+  const float* x = b.matrix(0);
+  const int64_t width = b.columns(0);
+  b.tokens_rows(0);
+  const int64_t head_dim = b.integer("head_dim", 2, limits::DIM), heads = b.integer("heads", 1, limits::HEADS);
+  const int64_t rotary = b.integer("rotary_dim", 2, head_dim);
+  if (rotary % 2 != 0) b.bad("rotary_dim " + str(rotary) + " is odd");
+  if (heads * head_dim > width) b.bad(str(heads) + " heads of " + str(head_dim) + " do not fit a row of " + str(width));
+  const RopeTable& table = b.rope_table(rotary, b.number("factor"));
+  step->rope = b.kernels.rope_f32;
+  step->args = {x, b.out(b.rows(0), width), table.cos, table.sin, 0, width, heads, head_dim, rotary};
+  b.result(step->args.y);
+  return step;
+}
+
+Bound bind_attention(Binder& b) {
+  auto step = make<AttentionStep>();
+  step->x = b.matrix(0), step->rows = b.rows(0);
+  const int64_t heads = b.integer("heads", 1, limits::HEADS), kv_heads = b.integer("kv_heads", 1, limits::HEADS);
+  const int64_t d = b.integer("head_dim", 1, limits::DIM), width = b.columns(0);
+  if (heads % kv_heads != 0) b.bad(str(heads) + " heads do not share " + str(kv_heads) + " key/value heads evenly");
+  if (width != (heads + 2 * kv_heads) * d)
+    b.bad("row is " + str(width) + " wide, expected (heads + 2 kv_heads) * head_dim");
+  if (d > HEAD_DIM) fail_with(ES_UNSUPPORTED, "attention heads are too long", d, "at most " + str(HEAD_DIM));
+  const int64_t layer = b.integer("layer", -1, limits::LAYERS), group = b.integer("group", 0, limits::CONTEXT);
+  const int64_t window = b.integer("window", 0, INT32_MAX);
+  if ((layer >= 0) == (group > 0)) b.bad("name a cache layer or a group, not both");
+  const Kernels& k = b.kernels;
+  const KvType type = group ? KvType::f32 : b.memory.kv_type;
+  step->type = type, step->group = group, step->kv_heads = kv_heads;
+  step->attention = type == KvType::f32 ? k.attention_f32 : type == KvType::f16 ? k.attention_f16 : k.attention_int8;
+  step->narrow = k.narrow_f16, step->quantize = k.quantize_int8;
+  float* out = b.out(b.rows(0), heads * d);
+  b.result(out);
+  if (group) {
+    b.grouped(0, group);
+  } else {
+    b.tokens_rows(0);
+    step->cache = b.cache(layer, kv_heads, d);
+  }
+  AttentionArgs& a = step->args;
+  a = {};
+  a.out = out, a.q_stride = width, a.out_stride = heads * d, a.kv_stride = group ? width : d;
+  a.heads = heads / kv_heads, a.head_dim = d, a.window = window, a.scale = b.number("scale");
+  return step;
+}
+
+Bound bind_gelu(Binder& b) {
+  auto step = make<UnaryStep>();
+  step->x = b.matrix(0), step->rows = b.rows(0), step->width = b.columns(0);
+  step->unary = b.flag("tanh") ? b.kernels.gelu_tanh_f32 : b.kernels.gelu_f32;
+  b.result(step->y = b.out(step->rows, step->width));
+  return step;
+}
+
+Bound bind_swiglu(Binder& b) {
+  auto step = make<SwigluStep>();
+  step->x = b.matrix(0), step->rows = b.rows(0), step->width = b.columns(0) / 2;
+  if (b.columns(0) % 2 != 0) b.bad("row of " + str(b.columns(0)) + " does not split into gate and up");
+  step->swiglu = b.kernels.swiglu_f32;
+  b.result(step->y = b.out(step->rows, step->width));
+  return step;
+}
+
+Bound bind_add(Binder& b) {
+  auto step = make<AddStep>();
+  const float *x = b.matrix(0), *y = b.matrix(1);
+  const int64_t width = b.columns(0);
+  if (b.in(0).shape != b.in(1).shape)
+    b.bad("shapes differ: " + shape_text(b.in(0).shape) + " and " + shape_text(b.in(1).shape));
+  step->add = b.kernels.add_f32, step->rows = b.rows(0);
+  step->args = {x, y, b.floats("scale", {width}), b.out(step->rows, width), 0, width, b.number("alpha")};
+  b.result(step->args.out);
+  return step;
+}
+
+Bound bind_scale(Binder& b) {
+  auto step = make<Scale>();
+  step->x = b.matrix(0), step->rows = b.rows(0), step->width = b.columns(0), step->factor = b.number("factor");
+  b.result(step->y = b.out(step->rows, step->width));
+  return step;
+}
+
+Bound bind_patches(Binder& b) {
+  auto step = make<Patches>();
+  b.given(0, "pixels");
+  const Shape& shape = b.in(0).shape;  // [t, 3, s, s], checked with the graph's inputs
+  const int64_t patch = b.integer("patch", 1, limits::IMAGE_SIDE);
+  step->channels = shape[1].per, step->height = shape[2].per, step->width = shape[3].per, step->patch = patch;
+  if (step->height % patch != 0 || step->width % patch != 0) b.bad("pixels are not whole patches of " + str(patch));
+  step->rows = {shape[0].per * (step->height / patch) * (step->width / patch), shape[0].of};
+  b.result(step->out = b.out(step->rows, step->channels * patch * patch));
+  return step;
+}
+
+Bound bind_concat(Binder& b) {
+  auto step = make<Concat>();
+  step->x = b.matrix(0), step->width = b.columns(0), step->group = b.integer("group", 1, limits::CONTEXT);
+  b.grouped(0, step->group);
+  step->prefix = b.floats("prefix", {1, step->width});
+  step->rows = {product(b.rows(0).per / step->group, step->group + 1, "rows"), b.rows(0).of};
+  b.result(step->out = b.out(step->rows, step->width));
+  return step;
+}
+
+Bound bind_position(Binder& b) {
+  auto step = make<Position>();
+  step->x = b.matrix(0), step->width = b.columns(0), step->rows = b.rows(0), step->add = b.kernels.add_f32;
+  step->group = b.declared_rows("weight");
+  b.grouped(0, step->group);
+  step->table = b.floats("weight", {step->group, step->width});
+  b.result(step->out = b.out(step->rows, step->width));
+  return step;
+}
+
+Bound bind_slice(Binder& b) {
+  auto step = make<Slice>();
+  step->x = b.matrix(0), step->width = b.columns(0), step->group = b.integer("group", 1, limits::CONTEXT);
+  b.grouped(0, step->group);
+  step->start = b.integer("start", 0, step->group - 1);
+  step->rows = {b.rows(0).per / step->group * (step->group - step->start), b.rows(0).of};
+  b.result(step->out = b.out(step->rows, step->width));
+  return step;
+}
+
+Bound bind_pixel_shuffle(Binder& b) {
+  auto step = make<PixelShuffle>();
+  step->x = b.matrix(0), step->width = b.columns(0);
+  step->side = b.integer("side", 1, limits::IMAGE_SIDE), step->factor = b.integer("factor", 1, step->side);
+  if (step->side % step->factor != 0)
+    b.bad("side " + str(step->side) + " is not a multiple of factor " + str(step->factor));
+  b.grouped(0, step->side * step->side);
+  const int64_t square = step->factor * step->factor;
+  step->rows = {b.rows(0).per / square, b.rows(0).of};
+  b.result(step->out = b.out(step->rows, product(step->width, square, "row")));
+  return step;
+}
+
+Bound bind_select(Binder& b) {
+  auto step = make<Select>();
+  step->x = b.matrix(0), step->width = b.columns(0);
+  b.tokens_rows(0), b.given(1, "rows");
+  b.result(step->out = b.out(b.rows(1), step->width));
+  return step;
+}
+
+struct Rule {
+  const char* kind;
+  size_t inputs;
+  std::vector<const char*> roles;  // optional ones end in '?'
+  std::vector<const char*> attrs;
+  Bound (*bind)(Binder&);
+};
+
+const Rule OPS[] = {
+    {"embed", 1, {"weight"}, {}, bind_embed},
+    {"merge", 3, {}, {"token_id"}, bind_merge},
+    {"linear", 1, {"weight", "bias?"}, {}, bind_linear},
+    {"head", 1, {"weight", "bias?"}, {}, bind_linear},
+    {"rms_norm", 1, {"weight"}, {"eps"}, bind_norm<false>},
+    {"layer_norm", 1, {"weight", "bias"}, {"eps"}, bind_norm<true>},
+    {"rope", 1, {"inv_freq"}, {"heads", "head_dim", "rotary_dim", "factor"}, bind_rope},
+    {"attention", 1, {}, {"heads", "kv_heads", "head_dim", "scale", "layer", "group", "window"}, bind_attention},
+    {"gelu", 1, {}, {"tanh"}, bind_gelu},
+    {"swiglu", 1, {}, {}, bind_swiglu},
+    {"add", 2, {"scale?"}, {"alpha"}, bind_add},
+    {"scale", 1, {}, {"factor"}, bind_scale},
+    {"patches", 1, {}, {"patch"}, bind_patches},
+    {"concat", 1, {"prefix"}, {"group"}, bind_concat},
+    {"position", 1, {"weight"}, {}, bind_position},
+    {"slice", 1, {}, {"group", "start"}, bind_slice},
+    {"pixel_shuffle", 1, {}, {"side", "factor"}, bind_pixel_shuffle},
+    {"select", 2, {}, {}, bind_select},
+};
+
+std::shared_ptr<const Step> Binder::bind_op() {
+  const Rule* rule = std::find_if(std::begin(OPS), std::end(OPS), [&](const Rule& r) { return op_->kind == r.kind; });
+  if (rule == std::end(OPS))
+    fail_with(ES_UNSUPPORTED, where_ + ": op kind is unknown to this engine", op_->kind, Nothing{},
+              "the bundle was made by a newer eyespot");
+  where_ = "op '" + shown(op_->output) + "' (" + op_->kind + ")";
+  if (op_->inputs.size() != rule->inputs) bad(str(op_->inputs.size()) + " inputs, expected " + str(rule->inputs));
+  for (const std::string& name : op_->inputs)
+    if (values_.count(name) == 0) bad("input '" + shown(name) + "' is not defined before it");
+  size_t roles = 0;
+  for (std::string role : rule->roles) {
+    const bool optional = role.back() == '?';
+    if (optional) role.pop_back();
+    if (has(role.c_str()))
+      ++roles;
+    else if (!optional)
+      bad("weight '" + role + "' is missing");
+  }
+  if (roles != op_->weights.size()) bad("has a weight role it does not know");
+  for (const char* attr : rule->attrs)
+    if (op_->attrs.count(attr) == 0) bad(std::string("attribute ") + attr + " is missing");
+  if (op_->attrs.size() != rule->attrs.size()) bad("has an attribute it does not know");
+  return rule->bind(*this);
+}
+
+BoundGraph Binder::bind() {
+  const Info& info = program.info;
+  const std::vector<std::pair<std::string, Value>> text = {{"tokens", {{{1, N}}, true}},
+                                                           {"rows", {{{1, O}}, true}},
+                                                           {"features", {{{1, F}, {info.hidden_size, FIXED}}, false}}};
+  const std::vector<std::pair<std::string, Value>> vision = {
+      {"pixels", {{{1, T}, {3, FIXED}, {info.tile_size, FIXED}, {info.tile_size, FIXED}}, false}}};
+  const auto& expected = g_ == 0 ? text : vision;
+  for (size_t i = 0; i < graph.inputs.size(); ++i) {
+    const auto& [name, value] = graph.inputs[i];
+    const auto want = std::find_if(expected.begin(), expected.end(), [&](const auto& e) { return e.first == name; });
+    if (want == expected.end() || want->second.shape != value.shape || want->second.is_int != value.is_int)
+      fail("graph '" + graph.name + "': input '" + shown(name) + "' is not as it should be", shape_text(value.shape),
+           want == expected.end() ? std::string("tokens, rows, features or pixels") : shape_text(want->second.shape));
+    values_[name] = {value.shape, value.is_int, static_cast<int>(i), nullptr};
+  }
+  for (size_t i = 0; i < (g_ == 0 ? 2 : 1); ++i)
+    if (values_.count(expected[i].first) == 0)
+      fail("graph '" + graph.name + "' lacks the input '" + expected[i].first + "'");
+  bound_.features = values_.count("features") != 0;
+  if ((bound_.features || g_ == 1) && (info.image_token_id < 0 || info.tile_size < 1 || info.tile_tokens < 1))
+    fail("info does not describe the model's eyes", Nothing{}, "image_token_id, tile_size and tile_tokens");
+
+  for (const Block& block : graph.blocks) {
+    block_ = &block;
+    BoundBlock bound{block.name, {}, nullptr, {}, 0, true};
+    for (const Op& op : block.ops) {
+      op_ = &op;
+      where_ = "op '" + shown(op.output) + "'";
+      if (values_.count(op.output) != 0) bad("the value is defined twice");
+      std::shared_ptr<const Step> step = bind_op();
+      const bool over_wanted = op.shape[0].of == O;
+      if (over_wanted && !bound.steps.empty() && bound.rows.of != O) {  // the block's rest runs in slices
+        bound.whole = false;
+        bound_.blocks.push_back(std::move(bound));
+        bound = {block.name, {}, nullptr, {}, 0, true};
+      }
+      if (!over_wanted && (!bound_.wanted.empty() || bound.rows.of == O)) bad("stands after an op over wanted rows");
+      bound.steps.push_back(std::move(step));
+      bound.last = result_, bound.rows = op.shape[0], bound.columns = op.shape[1].per;
+      values_[op.output] = {op.shape, false, -1, result_};
+    }
+    if (!bound.steps.empty()) (bound.rows.of == O ? bound_.wanted : bound_.blocks).push_back(std::move(bound));
+  }
+
+  const auto output = values_.find(graph.output);
+  const Shape shape =
+      g_ == 0 ? Shape{{1, O}, {info.vocab_size, FIXED}} : Shape{{info.tile_tokens, T}, {info.hidden_size, FIXED}};
+  if (output == values_.end() || output->second.input >= 0 || output->second.shape != shape)
+    fail("graph '" + graph.name + "': output '" + shown(graph.output) + "' is not as it should be",
+         output == values_.end() ? std::string("no such value") : shape_text(output->second.shape), shape_text(shape));
+  bound_.output = output->second.data;
+  check_plan(program, g_);
+  return std::move(bound_);
+}
+
+}  // namespace
+
+void RopeTable::fill(int64_t past, int64_t rows) const {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < half; ++i) {
+      const float angle = static_cast<float>(past + r) * inv_freq[i];
+      cos[r * half + i] = static_cast<float>(std::cos(static_cast<double>(angle))) * factor;
+      sin[r * half + i] = static_cast<float>(std::sin(static_cast<double>(angle))) * factor;
+    }
+}
+
+BoundGraph bind_graph(const Program& program, size_t g, std::byte* arena, const Kernels& kernels, const Parts& parts,
+                      int64_t& weight_bytes) {
+  return Binder(program, g, arena, kernels, parts, weight_bytes).bind();
+}
+
+}  // namespace eyespot

@@ -1,0 +1,72 @@
+// ops.h: a graph's ops resolved for running: each a record of pointers and sizes with one function to call. Resolving
+// checks every op against its rule, which is its row of OPS in src/eyespot/program/op.py. Knows no model and no file
+// format.
+#ifndef EYESPOT_ENGINE_OPS_H_
+#define EYESPOT_ENGINE_OPS_H_
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/file.h"
+#include "engine/pool.h"
+#include "engine/program.h"
+#include "kernels/kernels.h"
+
+namespace eyespot {
+
+// What one pass over a graph is given.
+struct Run {
+  const Pool& pool;
+  Counts counts;          // rows of each symbol now
+  int64_t past;           // tokens in the cache
+  const int32_t* tokens;  // [n]
+  const int32_t* wanted;  // [o], each below n
+  const float* features;  // [f][hidden]
+  const float* pixels;    // [t][3][s][s]
+};
+
+// The head of every resolved op; the rest of the record follows in the type derived from it.
+struct Step {
+  void (*call)(const Step&, const Run&) = nullptr;
+};
+
+struct BoundBlock {
+  std::string name;
+  std::vector<std::shared_ptr<const Step>> steps;
+  const float* last = nullptr;  // the last op's value, for es_trace
+  Dim rows;
+  int64_t columns = 0;
+  bool whole = true;  // false: the rest of this block's ops are over wanted rows and stand in BoundGraph::wanted
+};
+
+// cos and sin of position * inv_freq, filled once a chunk.
+struct RopeTable {
+  const float* inv_freq = nullptr;
+  int64_t half = 0;
+  float factor = 1;
+  float *cos = nullptr, *sin = nullptr;
+  void fill(int64_t past, int64_t rows) const;
+};
+
+struct BoundGraph {
+  std::vector<BoundBlock> blocks;  // over n or t
+  std::vector<BoundBlock> wanted;  // over o: run once a slice of units.o wanted rows, not at all when none is wanted
+  RopeTable rope;
+  const float* output = nullptr;
+  bool features = false;  // takes feature rows, one for each image token
+};
+
+// Where the tensors of a part come from.
+using Parts = std::function<const TensorFile&(const std::string& part)>;
+
+// Resolves graph `g` of the program (0 text, 1 vision) onto the arena. `weight_bytes` grows by what its weights take.
+// Throws Failure for anything that does not fit together.
+BoundGraph bind_graph(const Program& program, size_t g, std::byte* arena, const Kernels& kernels, const Parts& parts,
+                      int64_t& weight_bytes);
+
+}  // namespace eyespot
+
+#endif

@@ -1,0 +1,131 @@
+"""The native engine for Python callers: one bundle, one sequence, errors as EyespotError.
+
+A thin skin over eyespot._native. Knows tokens and arrays; text, pictures and sampling are its callers' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eyespot import _native
+from eyespot.errors import INTERRUPTED, UNSUPPORTED, USAGE, Cancelled, EyespotError, UnsupportedModel, UsageError
+
+F32 = npt.NDArray[np.float32]
+Trace = Callable[[str, str, F32], None]  # graph, block, the block's last value [rows, columns]
+
+ERRORS: dict[int, type[EyespotError]] = {USAGE: UsageError, UNSUPPORTED: UnsupportedModel, INTERRUPTED: Cancelled}
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except _native.Error as error:
+        status, message = error.args
+        raise ERRORS.get(status, EyespotError)(message) from None
+
+
+def _array(value: object, dtype: type[np.float32] | type[np.int32], what: str) -> npt.NDArray[Any]:
+    """`value` as a contiguous array of `dtype`. UsageError for what is no array of such numbers."""
+    try:
+        given = np.asarray(value)
+        if dtype is np.int32:
+            if given.size and given.dtype.kind not in "iu":
+                raise UsageError(f"{what} are not integers", found=given.dtype)
+            clipped = np.clip(given, -1, np.iinfo(np.int32).max)  # outside the vocabulary stays outside
+            return np.ascontiguousarray(clipped, dtype=np.int32)
+        return np.ascontiguousarray(given, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{what} are not an array of numbers", found=type(value).__name__) from None
+
+
+class Engine:
+    """A bundle opened for running, and one sequence of tokens with its KV cache. Only cancel() may overlap a call.
+
+    path: the bundle's directory. threads: 0 = every processor this process may use. ctx_size: 0 = what the bundle was
+    compiled for. isa: "" = the best this machine runs; another that it cannot run fails.
+    Errors: UsageError for a bad argument or a closed engine, UnsupportedModel for ops, schemes or a format this engine
+    does not know, Cancelled after cancel(), EyespotError for a damaged bundle or logits that are not finite.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0, ctx_size: int = 0, isa: str = "") -> None:
+        for name, value in (("threads", threads), ("ctx_size", ctx_size)):
+            if not 0 <= value < 1 << 31:
+                raise UsageError(f"{name} is out of range", found=value, expected="0 or more")
+        with _translated():
+            self._engine = _native.Engine(str(path), threads, ctx_size, isa)
+        self._info = self._engine.info
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """es_info of eyespot.h: sizes, threads, instruction set, bytes of arena, weights and cache."""
+        return dict(self._info)
+
+    @property
+    def past(self) -> int:
+        """Tokens in the sequence."""
+        with _translated():
+            return self._engine.past
+
+    def encode(self, pixels: npt.ArrayLike) -> F32:
+        """Features [tiles * tile_tokens, hidden_size] of normalized pixels [tiles, 3, tile_size, tile_size]."""
+        with _translated():
+            return self._engine.encode(_array(pixels, np.float32, "pixels"))
+
+    def prefill(self, tokens: npt.ArrayLike, features: npt.ArrayLike | None = None, want: int = 1) -> F32:
+        """Appends tokens [n]; returns logits [want, vocab_size] after the last `want` of them.
+
+        features: a row for each image token, in order, [rows, hidden_size].
+        """
+        ids = _array(tokens, np.int32, "tokens")
+        rows = None if features is None else _array(features, np.float32, "features")
+        if ids.ndim != 1:
+            raise UsageError("tokens are misshapen", found=ids.shape, expected="[n]")
+        if not 0 <= want <= len(ids):
+            raise UsageError("want is out of range", found=want, expected=f"0 to {len(ids)}")
+        with _translated():
+            return self._engine.prefill(ids, rows, want)
+
+    def decode(self, token: int) -> F32:
+        """Appends one token; returns logits [vocab_size]."""
+        if not 0 <= token < 1 << 31:
+            raise UsageError("token is outside the vocabulary", found=token)
+        with _translated():
+            return self._engine.decode(int(token))
+
+    def truncate(self, n: int) -> None:
+        """Forgets all but the first n tokens."""
+        if not 0 <= n < 1 << 31:
+            raise UsageError("truncate is out of range", found=n, expected=f"0 to {self.past}")
+        with _translated():
+            self._engine.truncate(int(n))
+
+    def cancel(self) -> None:
+        """From any thread: the running call, if any, stops at its next block and raises Cancelled."""
+        with _translated():
+            self._engine.cancel()
+
+    def trace(self, callback: Trace | None) -> None:
+        """Calls `callback` with a copy of every block's last value, from the next call on; None ends it."""
+        with _translated():
+            self._engine.trace(callback)
+
+    def close(self) -> None:
+        """Frees everything; any later call but close() is a UsageError."""
+        with _translated():
+            self._engine.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
