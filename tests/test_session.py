@@ -1,0 +1,415 @@
+"""Sessions and streams: prefix reuse, rollback, limits, on an engine that shows what it was fed; then the real one."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import eyespot
+import models
+from eyespot.errors import Cancelled, EyespotError, UsageError
+from eyespot.run.model import Model
+from eyespot.run.processor import load_processor
+from eyespot.run.sequence import Features
+from test_processor import IDS, fake_bundle, noise
+
+VOCAB = models.vocab_size(images=True)
+QUIET = {"max_tokens": 12, "temperature": 0.0}
+
+
+class FakeEngine:
+    """Logits are a hash of all that stands in the sequence, feature rows included: any slip of the cache shows."""
+
+    def __init__(self, ctx_size: int = 512, never_stop: bool = False) -> None:
+        self.info = {"ctx_size": ctx_size, "vocab_size": VOCAB, "image_token_id": IDS["<IMG_CONTEXT>"]}
+        self.items: list[bytes] = []
+        self.prefilled: list[int] = []
+        self.encoded = 0
+        self.never_stop = never_stop
+        self.fail: Exception | None = None
+        self.fail_after = -1
+        self.closed = False
+
+    @property
+    def past(self) -> int:
+        return len(self.items)
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        self.encoded += 1
+        flat = pixels.reshape(len(pixels) * 4, -1)  # four rows a tile
+        return np.stack([flat.mean(1), flat.std(1), flat[:, 0]], 1).astype(np.float32)
+
+    def _add(self, token: int, row: np.ndarray | None) -> None:
+        self.items.append(b"%d" % token if row is None else row.tobytes())
+
+    def _logits(self) -> np.ndarray:
+        if self.fail is not None:
+            self.fail_after -= 1
+            if self.fail_after < 0:
+                raise self.fail
+        seed = int.from_bytes(hashlib.sha256(b"|".join(self.items)).digest()[:8])
+        out = np.random.default_rng(seed).standard_normal(VOCAB).astype(np.float32)
+        out[IDS["<|im_end|>"]] = -99 if self.never_stop else out[IDS["<|im_end|>"]] + 2.2
+        return out
+
+    def prefill(self, tokens: np.ndarray, features: np.ndarray | None = None, want: int = 1) -> np.ndarray:
+        assert 0 < len(tokens) <= self.info["ctx_size"] - self.past
+        seen = [i for i, t in enumerate(tokens) if t == IDS["<IMG_CONTEXT>"]]
+        assert len(seen) == (0 if features is None else len(features))
+        kept = len(self.items)
+        for i, token in enumerate(tokens.tolist()):
+            self._add(token, features[seen.index(i)] if i in seen else None)
+        try:
+            logits = self._logits()
+        except Exception:
+            del self.items[kept + (len(tokens) // 2 if isinstance(self.fail, Cancelled) else 0) :]
+            raise
+        self.prefilled.append(len(tokens))
+        return logits[None]
+
+    def decode(self, token: int) -> np.ndarray:
+        self._add(token, None)
+        try:
+            return self._logits()
+        except Exception:
+            self.items.pop()
+            raise
+
+    def truncate(self, n: int) -> None:
+        assert n <= self.past
+        del self.items[n:]
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def fake_model(directory: Path, **options: Any) -> Model:
+    bundle = fake_bundle(directory)
+    return Model(bundle, FakeEngine(**options), load_processor(bundle))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return fake_model(tmp_path)
+
+
+def test_a_stream_sums_up_to_its_answer(model: Model) -> None:
+    stream = model.stream("Hello", **QUIET)
+    pieces = list(stream)
+    answer = stream.answer
+    assert answer is not None
+    assert "".join(pieces) == answer.text
+    again = model.generate("Hello", **QUIET)
+    assert (again.text, again.tokens) == (answer.text, answer.tokens)
+    assert again.timings.reused_tokens == again.timings.prompt_tokens - 1  # one is always left to prefill
+    assert answer.timings.first_token_s is not None
+    assert answer.timings.decode_tokens == len(answer.tokens) - (answer.stop_reason == "length")
+
+
+class Listening(Model):
+    """Notes the prompts it is given."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.prompts: list[Any] = []
+
+    def answer(self, prompt: Any, *rest: Any) -> Any:
+        self.prompts.append(prompt)
+        return super().answer(prompt, *rest)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_conversation_says_what_a_fresh_model_would(seed: int, tmp_path: Path) -> None:
+    bundle = fake_bundle(tmp_path)
+    model = Listening(bundle, FakeEngine(), load_processor(bundle))
+    session = model.chat("Be brief.")
+    for turn in range(5):
+        picture = [noise(200, 120, seed + turn % 2)] if turn in (0, 2, 3) else []
+        answer = session.send(f"turn {turn}?", picture, seed=seed, max_tokens=20)
+        fresh = fake_model(tmp_path).answer(model.prompts[-1], 0.0, {"seed": seed, "max_tokens": 20}).finish()
+        assert fresh.tokens == answer.tokens
+        if turn:
+            assert answer.timings.reused_tokens >= len(model.prompts[-2].keys) - 1
+    assert model.engine.encoded == 2  # the picture of turns 0 and 2 is the same
+
+
+def test_two_pictures_do_not_match_though_their_tokens_do(model: Model) -> None:
+    one, two = (model.generate("What?", [noise(90, 90, seed)], **QUIET) for seed in (0, 1))
+    assert one.tokens != two.tokens
+    again = model.generate("What?", [noise(90, 90, 0)], **QUIET)
+    assert again.tokens == one.tokens
+    assert again.images[0].encoded is False
+    assert model.engine.encoded == 2
+
+
+def test_the_common_prefix_may_end_inside_a_picture(model: Model) -> None:
+    first = model.generate("What?", [noise(200, 120)], **QUIET)
+    placed = model.processor.chat(model.processor.messages("What?", [noise(200, 120)])).pictures[0]
+    model.cache._keys = model.cache._keys[: placed.start + 5]
+    model.engine.truncate(placed.start + 5)
+    again = model.generate("What?", [noise(200, 120)], **QUIET)
+    assert again.timings.reused_tokens == placed.start + 5
+    assert again.tokens == first.tokens
+
+
+def test_sessions_take_turns_on_one_engine(model: Model) -> None:
+    one, two = model.chat(), model.chat("You are two.")
+    alone = fake_model(model.bundle.path).chat()
+    for turn in range(3):
+        assert one.send(f"{turn}", **QUIET).tokens == alone.send(f"{turn}", **QUIET).tokens
+        two.send("something else", **QUIET)
+
+
+def test_a_failed_turn_leaves_nothing(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, never_stop=True)
+    session = model.chat()
+    session.send("one", **QUIET)
+    before = [m.text for m in session.messages]
+    model.engine.fail = EyespotError("logits are not finite")
+    for after in (0, 2):
+        model.engine.fail_after = after
+        with pytest.raises(EyespotError, match="not finite"):
+            session.send("two", **QUIET)
+        assert [m.text for m in session.messages] == before
+    model.engine.fail = None
+    clean = fake_model(tmp_path, never_stop=True).chat()
+    clean.send("one", **QUIET)
+    assert session.send("two", **QUIET).tokens == clean.send("two", **QUIET).tokens
+
+
+def test_a_cancelled_prefill_takes_the_turn_back(model: Model) -> None:
+    session = model.chat()
+    session.send("one", **QUIET)
+    model.engine.fail, model.engine.fail_after = Cancelled("cancelled"), 0
+    answer = session.send("two " * 20, **QUIET)
+    assert (answer.stop_reason, answer.tokens) == ("cancelled", ())
+    assert len(session.messages) == 2
+    assert model.cache.past == model.engine.past
+    model.engine.fail = None
+    clean = fake_model(model.bundle.path).chat()
+    clean.send("one", **QUIET)
+    assert session.send("two " * 20, **QUIET).tokens == clean.send("two " * 20, **QUIET).tokens
+
+
+def test_a_cancelled_answer_stays_as_far_as_it_came(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, never_stop=True)
+    session = model.chat()
+    stream = session.stream("go on", max_tokens=100)
+    pieces = [next(stream), next(stream)]
+    stream.cancel()
+    pieces += list(stream)
+    assert stream.answer is not None
+    assert stream.answer.stop_reason == "cancelled"
+    assert 2 <= len(stream.answer.tokens) < 100
+    assert session.messages[-1].text == "".join(pieces) == stream.answer.text
+    follow = session.send("and?", **QUIET)
+    assert follow.timings.reused_tokens >= stream.answer.timings.prompt_tokens + len(stream.answer.tokens) - 1
+
+
+def test_a_stream_left_alone_frees_the_model(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, never_stop=True)
+    session = model.chat()
+    for _piece in session.stream("one", max_tokens=50):
+        break
+    assert session.send("two", **QUIET).stop_reason == "length"  # the stream before was closed, its words were kept
+    assert len(session.messages) == 4
+    other = model.stream("x", max_tokens=5)
+    next(other)
+    with pytest.raises(UsageError, match="another answer"):
+        model.generate("y", **QUIET)
+    other.close()
+    assert other.answer is not None
+    assert model.generate("y", **QUIET).tokens
+
+
+def test_threads_take_turns(tmp_path: Path) -> None:
+    model = fake_model(tmp_path)
+    expected = {text: fake_model(tmp_path).generate(text, **QUIET).tokens for text in ("a", "b", "c")}
+    found: dict[str, Any] = {}
+    threads = [
+        threading.Thread(target=lambda t=t: found.update({t: model.generate(t, **QUIET).tokens})) for t in expected
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
+def test_stop_reasons(tmp_path: Path) -> None:
+    endless = fake_model(tmp_path, never_stop=True, ctx_size=40)
+    prompt = endless.processor.chat(endless.processor.messages("hi"))
+    full = endless.generate("hi", max_tokens=1000)
+    assert full.stop_reason == "context"
+    assert len(prompt.ids) + len(full.tokens) == 41  # the last token needs no room of its own
+    assert endless.generate("hi", max_tokens=3).stop_reason == "length"
+    stopped = [fake_model(tmp_path).generate(f"{i}", max_tokens=200) for i in range(3)]
+    assert {a.stop_reason for a in stopped} == {"stop"}
+    assert all(IDS["<|im_end|>"] not in a.tokens for a in stopped)
+    assert all(IDS["<IMG_CONTEXT>"] not in a.tokens for a in (full, *stopped))
+
+
+def test_a_prompt_too_long_is_told_before_any_work(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, ctx_size=50)
+    prompt = model.processor.chat(model.processor.messages("hi", [noise(800, 600)]))
+    with pytest.raises(EyespotError) as caught:
+        model.generate("hi", [noise(800, 600)])
+    text = len(prompt.ids) - 52
+    assert f"found {len(prompt.ids)} tokens (52 for 1 pictures, {text} of text)" in str(caught.value)
+    assert "expected at most 50" in str(caught.value)
+    assert (model.engine.encoded, model.engine.prefilled) == (0, [])
+
+
+def test_drop_and_reset(model: Model) -> None:
+    session = model.chat()
+    session.send("one", **QUIET)
+    kept = session.tokens
+    first = session.send("two", **QUIET)
+    assert session.drop()
+    assert session.tokens == kept
+    assert session.send("two", **QUIET).tokens == first.tokens
+    session.reset()
+    assert (session.messages, session.tokens, session.drop()) == ([], 0, False)
+
+
+def test_answers_that_a_template_changes_are_encoded_anew(tmp_path: Path) -> None:
+    template = models.CHATML.replace("message['content']", "message['content'] | upper")
+    bundle = fake_bundle(tmp_path, template)
+    model = Model(bundle, FakeEngine(), load_processor(bundle))
+    session = model.chat()
+    session.send("one", **QUIET)
+    answer = session.send("two", **QUIET)
+    fresh = model.processor.chat(session.messages[:-1])
+    assert answer.timings.prompt_tokens == len(fresh.ids)
+
+
+def test_options_are_checked(model: Model) -> None:
+    for wrong in ({"max_tokens": 0}, {"temperatur": 1.0}, {"top_p": 2.0}, {"seed": -1}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            model.generate("x", **wrong)
+    with pytest.raises(UsageError, match="raw prompt"):
+        model.generate([{"role": "user", "content": "x"}], raw=True)
+
+
+def test_features_are_forgotten_by_size() -> None:
+    from eyespot.run import images, tiling
+
+    pictures = [images.load(noise(8, 8, seed)) for seed in range(3)]
+    cut = tiling.Tiling(1, 1, 8, False)
+    features = Features(limit=2 * 400)
+    rows = np.zeros((10, 10), np.float32)
+    features.put(pictures[0], cut, rows)
+    features.put(pictures[1], cut, rows)
+    assert features.get(pictures[0], cut) is rows
+    features.put(pictures[2], cut, rows)
+    assert features.get(pictures[1], cut) is None  # the least recently used
+    assert features.get(pictures[0], cut) is rows
+    assert features.bytes == 800
+
+
+def test_import_is_light() -> None:
+    import subprocess
+    import sys
+
+    code = "import eyespot, sys; print(sorted({'numpy', 'PIL', 'jinja2', 'tokenizers', 'typer'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert "load" in eyespot.__all__
+    assert all(getattr(eyespot, name) is not None for name in eyespot.__all__)
+    with pytest.raises(AttributeError):
+        eyespot.nothing  # noqa: B018
+
+
+def test_version_is_the_packages() -> None:
+    import tomllib
+
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert tomllib.loads(text)["project"]["version"] == eyespot.__version__
+
+
+# The real engine, against transformers
+
+
+def compiled(checkpoint: Path, out: Path, **options: Any) -> Path:
+    from eyespot.checkpoint import open_checkpoint
+    from eyespot.compile import Options, compile_model
+
+    given = {"scheme": "f32", "vision_scheme": "f32", "kv_cache": "f32", "ctx_size": 512, **options}
+    compile_model(open_checkpoint(str(checkpoint)), out, Options(**given))
+    return out
+
+
+def greedy(hf: Any, ids: list[int], count: int, stops: set[int], **inputs: Any) -> list[int]:
+    """Tokens of transformers' own model, by argmax, the image token left out as eyespot does."""
+    import torch
+
+    out, sequence = [], torch.tensor([ids])
+    with torch.no_grad():
+        while len(out) < count:
+            logits = hf(input_ids=sequence, **inputs).logits[0, -1]
+            if IDS["<IMG_CONTEXT>"] < len(logits):
+                logits[IDS["<IMG_CONTEXT>"]] = -torch.inf
+            token = int(logits.argmax())
+            if token in stops:
+                break
+            out.append(token)
+            sequence = torch.cat([sequence, torch.tensor([[token]])], 1)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_text_answers_are_those_of_transformers(seed: int, tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    hf = models.tiny_qwen2(tmp_path / "hf", seed=seed)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "hf")
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a list?"}]
+    with eyespot.load(compiled(tmp_path / "hf", tmp_path / "b")) as model:
+        stops = set(model.bundle.settings.stop_tokens)
+        answer = model.generate(turns, max_tokens=32)
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        assert list(answer.tokens) == greedy(hf, ids, 32, stops)
+        assert answer.text == tokenizer.decode(list(answer.tokens), skip_special_tokens=True)
+        turns += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "And a dict?"}]
+        session = model.chat("Be brief.")
+        assert session.send("What is a list?", max_tokens=32).tokens == answer.tokens
+        follow = session.send("And a dict?", max_tokens=32)
+        tail = tokenizer.encode("<|im_end|>\n<|im_start|>user\nAnd a dict?<|im_end|>\n<|im_start|>assistant\n")
+        assert list(follow.tokens) == greedy(hf, [*ids, *answer.tokens, *tail], 32, stops)
+        assert follow.timings.reused_tokens >= len(ids) + len(answer.tokens) - 1
+
+
+@pytest.mark.parametrize("kind", ["internvl", "internvl_hf"])
+def test_picture_answers_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    hf = getattr(models, f"tiny_{kind}")(tmp_path / "hf", seed=1)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "hf" / "tokenizer.json"))
+    processor = GotOcr2ImageProcessorPil(
+        size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=12, image_mean=models.MEAN,
+        image_std=models.STD,
+    )  # fmt: skip
+    pictures = [noise(200, 120), noise(60, 50, seed=1)]
+    with eyespot.load(compiled(tmp_path / "hf", tmp_path / "b")) as model:
+        stops = set(model.bundle.settings.stop_tokens)
+        for shown in (pictures[:1], pictures):
+            prompt = model.processor.chat(model.processor.messages("What is it?", shown))
+            values = [processor(p, return_tensors="pt")["pixel_values"] for p in shown]
+            words = prompt.text.split(model.bundle.settings.image.placeholder)
+            runs = [f"<img>{'<IMG_CONTEXT>' * (4 * len(tiles))}</img>" for tiles in values]
+            text = words[0] + "".join(run + word for run, word in zip(runs, words[1:], strict=True))
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert prompt.ids.tolist() == ids
+            answer = model.generate("What is it?", shown, max_tokens=24)
+            expected = greedy(hf, ids, 24, stops, pixel_values=torch.cat([torch.as_tensor(v) for v in values]))
+            assert list(answer.tokens) == expected
+            assert answer.image_tokens == ids.count(IDS["<IMG_CONTEXT>"])
+        assert [i.encoded for i in answer.images] == [False, True]
