@@ -79,7 +79,7 @@ class BundleWriter:
                 yield cast(BinaryIO, file)
                 os.fsync(raw.fileno())
         except OSError as error:
-            raise EyespotError(f"{name}: cannot be written ({error.strerror})", cause="the disk is full") from None
+            raise EyespotError(f"{name}: cannot be written ({error.strerror})") from None
         self.files[name] = {"bytes": file.size, "sha256": file.digest.hexdigest()}
 
     def add(self, name: str, data: bytes) -> None:
@@ -93,10 +93,13 @@ class BundleWriter:
         """manifest.json with `files` filled in, less `unlisted`. May be called again: the last one stays."""
         listed = {name: self.files[name] for name in sorted(self.files) if name not in unlisted}
         data = _json({"format": FORMAT, **manifest, "files": listed})
-        with open(self.path / MANIFEST, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path / MANIFEST, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise EyespotError(f"{MANIFEST}: cannot be written ({error.strerror})") from None
 
     def seal(self) -> Path:
         """Puts the bundle in its place. From here on `out` is the new bundle; the old one, if any, is removed after."""
@@ -128,7 +131,10 @@ class BundleWriter:
         for path in self.out.parent.iterdir():
             if not path.name.startswith(self._prefix()) or path.is_symlink() or not path.is_dir():
                 continue
-            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError:
+                continue  # gone meanwhile, or another user's
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)

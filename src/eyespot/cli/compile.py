@@ -117,14 +117,14 @@ def _summary(result: CompileResult) -> dict[str, Any]:
 
 
 def _show(result: CompileResult) -> None:
-    from eyespot.cli.table import show_table, size
+    from eyespot.cli.table import count, show_table, size
 
     memory = result.memory
     rows = [
         (
             name,
             total.weights,
-            f"{total.elements / 1e6:.1f} M",
+            count(total.elements),
             size(total.bytes),
             f"{8 * total.bytes / total.elements:.2f}",
         )

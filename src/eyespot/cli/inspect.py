@@ -110,7 +110,7 @@ def _memory(bundle: Bundle) -> dict[str, int]:
 def _checkpoint(path: str, with_program: bool, as_json: bool) -> None:
     from eyespot import families
     from eyespot.checkpoint import open_checkpoint
-    from eyespot.cli.table import show_table
+    from eyespot.cli.table import count, show_table
     from eyespot.compile.settings import added_tokens
     from eyespot.program import dump
 
@@ -130,7 +130,7 @@ def _checkpoint(path: str, with_program: bool, as_json: bool) -> None:
             "family": built.program.family,
             "info": asdict(built.program.info),
             "weights": weights,
-            "dtypes": {dtype: {"tensors": count, "elements": n} for dtype, (count, n) in dtypes.items()},
+            "dtypes": {dtype: {"tensors": tensors, "elements": n} for dtype, (tensors, n) in dtypes.items()},
             "files": {name: len(data) for name, data in checkpoint.files.items()},
             "unknown_keys": list(built.unknown_keys),
             "warnings": list(checkpoint.warnings),
@@ -142,9 +142,9 @@ def _checkpoint(path: str, with_program: bool, as_json: bool) -> None:
         return
     info = built.program.info
     eyes = f", tiles of {info.tile_size} pixels in {info.tile_tokens} tokens" if info.tile_size else ", no eyes"
-    print(f"{path}: {checkpoint.format}, family {built.program.family}, {weights / 1e6:.1f} M weights{eyes}")
+    print(f"{path}: {checkpoint.format}, family {built.program.family}, {count(weights)} weights{eyes}")
     print(f"vocabulary {info.vocab_size}, width {info.hidden_size}, positions {info.max_position}")
-    rows = [(dtype, count, f"{n / 1e6:.1f} M") for dtype, (count, n) in sorted(dtypes.items())]
+    rows = [(dtype, tensors, count(n)) for dtype, (tensors, n) in sorted(dtypes.items())]
     show_table("stored as", ("dtype", "tensors", "weights"), rows)
     print(f"side files: {', '.join(checkpoint.files) or 'none'}")
     for warning in checkpoint.warnings:
@@ -152,4 +152,4 @@ def _checkpoint(path: str, with_program: bool, as_json: bool) -> None:
 
 
 def _counts(schemes: dict[str, int]) -> str:
-    return ", ".join(f"{count} {scheme}" for scheme, count in sorted(schemes.items()))
+    return ", ".join(f"{tensors} {scheme}" for scheme, tensors in sorted(schemes.items()))

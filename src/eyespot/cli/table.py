@@ -36,8 +36,13 @@ def _quantity(cell: object) -> bool:
     return isinstance(cell, str) and cell[:1].isdigit()
 
 
+def count(n: int) -> str:
+    """Elements as a person reads them: 1.2 M, 3.4 K."""
+    return f"{n / 1e6:.1f} M" if n >= 1e6 else f"{n / 1e3:.1f} K"
+
+
 def size(n: int) -> str:
-    """Bytes as a person reads them: 1,234 B, 56.7 MiB."""
+    """Bytes as a person reads them: 123 B, 56.7 MiB."""
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if n >= unit:
             return f"{n / unit:.1f} {name}"
