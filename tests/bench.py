@@ -1,4 +1,4 @@
-"""`make bench`: prefill and decode speed of a bundle, with the bytes moved beside it. Usage: bench.py BUNDLE [THREADS]"""
+"""`make bench`: speed of a bundle, with the bytes moved beside it. Usage: bench.py BUNDLE [THREADS]"""
 
 from __future__ import annotations
 

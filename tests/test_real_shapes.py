@@ -1,4 +1,4 @@
-"""Real sizes, random weights (`make test-slow`): time, memory and agreement at the shapes users run. Prints its figures."""
+"""Real sizes, random weights (`make test-slow`): time, memory and agreement at the shapes users run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import shapes
 from PIL import Image
+
+import shapes
 
 pytestmark = pytest.mark.slow
 GIB = 1 << 30
@@ -39,16 +39,16 @@ def measured(*arguments: str | Path) -> tuple[float, int, str]:
 
 
 @pytest.fixture(scope="module")
-def internvl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def internvl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("internvl2-1b")
     shapes.internvl2_1b(folder / "checkpoint")
     picture = np.random.default_rng(5).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(picture).resize((1792, 1344), Image.Resampling.BICUBIC).save(folder / "picture.png")
-    yield folder
+    return folder
 
 
 def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """W8A16 with int8 vision under 90 s and 3 GB; a 12-tile picture (and its thumbnail) answered; cosine to float > 0.999."""
+    """W8A16, int8 vision: under 90 s and 3 GB; a 12-tile picture and its thumbnail answered at cosine > 0.999."""
     from eyespot.checkpoint import open_checkpoint
     from eyespot.families import build
     from eyespot.program.reference import Reference
