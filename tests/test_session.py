@@ -229,6 +229,16 @@ def test_a_stream_left_alone_frees_the_model(tmp_path: Path) -> None:
     assert model.generate("y", **QUIET).tokens
 
 
+def test_a_model_closes_though_an_answer_is_half_read(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, never_stop=True)
+    with model:
+        stream = model.stream("x", max_tokens=50)
+        next(stream)
+    assert model.engine.closed
+    assert stream.answer is not None
+    assert stream.answer.stop_reason == "cancelled"
+
+
 def test_threads_take_turns(tmp_path: Path) -> None:
     model = fake_model(tmp_path)
     expected = {text: fake_model(tmp_path).generate(text, **QUIET).tokens for text in ("a", "b", "c")}

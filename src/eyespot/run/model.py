@@ -163,7 +163,10 @@ class Model:
             stream.cancel()
 
     def close(self) -> None:
-        """Gives the memory back. The model is not usable after."""
+        """Ends what is being said and gives the memory back. The model is not usable after."""
+        stream = self._stream
+        if stream is not None and self._owner == threading.get_ident():
+            stream.close()  # it waits for its reader, which is us
         self.cancel()
         with self._lock:
             self.engine.close()
