@@ -72,6 +72,7 @@ class Engine {
   Floats encode(const FloatsIn& pixels) {
     const Use use(*this);
     const auto side = static_cast<size_t>(info_.tile_size);
+    if (side == 0) raise(ES_USAGE, "this model has no eyes: it cannot encode pictures");
     if (pixels.ndim() != 4 || pixels.shape(1) != 3 || pixels.shape(2) != side || pixels.shape(3) != side ||
         pixels.shape(0) > INT32_MAX)
       raise(ES_USAGE,

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t BLOCK = 512;  // columns of a sum kept in one register: COLUMNS unpacked rows of these fit L1 beside x
 constexpr int64_t COLUMNS = 16;  // output columns unpacked at a time
+constexpr int64_t ROWS = 120;    // rows of x worked on at a time: BLOCK columns of them fit L2
 
 inline int64_t min(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -159,13 +160,15 @@ struct W4 {
   explicit W4(const LinearArgs& a)
       : w(static_cast<const uint8_t*>(a.w)), scale(static_cast<const uint16_t*>(a.scale)), row_bytes((a.k + 1) / 2),
         groups((a.k + (int64_t{1} << a.group_shift) - 1) >> a.group_shift), shift(a.group_shift) {}
+  __m256 group(int64_t j, int64_t c) const {
+    return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scale[j * groups + (c >> shift)])));
+  }
   // (nibble - 8) * scale is exact in float32: four bits times eleven.
   __m256 widen(uint32_t nibbles, int64_t j, int64_t c) const {
-    const __m256 s = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scale[j * groups + (c >> shift)])));
     const __m256i all =
         _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(nibbles)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     const __m256 q = _mm256_cvtepi32_ps(_mm256_and_si256(all, _mm256_set1_epi32(15)));
-    return _mm256_mul_ps(_mm256_sub_ps(q, _mm256_set1_ps(8.0f)), s);
+    return _mm256_mul_ps(_mm256_sub_ps(q, _mm256_set1_ps(8.0f)), group(j, c));
   }
   __m256 load(int64_t j, int64_t c) const {
     uint32_t nibbles;
@@ -190,6 +193,27 @@ struct Panel {
 template <class Format>
 inline void unpack(const Format& format, int64_t j, int64_t at, int64_t n, float* out) {
   int64_t i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, format.load(j, at + i));
+  if (i < n) _mm256_storeu_ps(out + i, format.tail(j, at + i, n - i));
+}
+
+// Four bits: 32 columns, which share a scale, at a time.
+inline void unpack(const W4& format, int64_t j, int64_t at, int64_t n, float* out) {
+  const __m128i low = _mm_set1_epi8(15), middle = _mm_set1_epi8(8);
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m128i bytes =
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(format.w + j * format.row_bytes + (at + i) / 2));
+    const __m128i even = _mm_and_si128(bytes, low), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+    const __m256 scale = format.group(j, at + i);
+    __m128i q[2] = {_mm_sub_epi8(_mm_unpacklo_epi8(even, odd), middle),
+                    _mm_sub_epi8(_mm_unpackhi_epi8(even, odd), middle)};
+    for (int64_t half = 0; half < 2; ++half) {
+      float* to = out + i + 16 * half;
+      _mm256_storeu_ps(to, _mm256_mul_ps(W8::widen(q[half]), scale));
+      _mm256_storeu_ps(to + 8, _mm256_mul_ps(W8::widen(_mm_unpackhi_epi64(q[half], q[half])), scale));
+    }
+  }
   for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, format.load(j, at + i));
   if (i < n) _mm256_storeu_ps(out + i, format.tail(j, at + i, n - i));
 }
@@ -256,31 +280,33 @@ inline void linear_rows(const LinearArgs& a, const float* row_scale, const Weigh
 }
 
 template <class Weights>
-inline void linear_block(const LinearArgs& a, const float* row_scale, const Weights& w, int64_t j, int64_t stop,
-                         int64_t at, int64_t n) {
-  int64_t r = 0;
-  for (; r + 3 <= a.rows; r += 3) linear_rows<3>(a, row_scale, w, r, j, stop, at, n);
-  if (a.rows - r == 2) linear_rows<2>(a, row_scale, w, r, j, stop, at, n);
-  if (a.rows - r == 1) linear_rows<1>(a, row_scale, w, r, j, stop, at, n);
+inline void linear_block(const LinearArgs& a, const float* row_scale, const Weights& w, int64_t r, int64_t r_stop,
+                         int64_t j, int64_t stop, int64_t at, int64_t n) {
+  for (; r + 3 <= r_stop; r += 3) linear_rows<3>(a, row_scale, w, r, j, stop, at, n);
+  if (r_stop - r == 2) linear_rows<2>(a, row_scale, w, r, j, stop, at, n);
+  if (r_stop - r == 1) linear_rows<1>(a, row_scale, w, r, j, stop, at, n);
+}
+
+// Many rows: a block of x stays in L2 while panel after panel of weights, unpacked into L1, passes over it.
+template <class Format>
+inline void linear_panels(const LinearArgs& a, const float* row_scale, const Format& format) {
+  float* panel = static_cast<float*>(a.work);
+  for (int64_t r = 0; r < a.rows; r += ROWS)
+    for (int64_t at = 0; at < a.k; at += BLOCK)
+      for (int64_t j = a.first; j < a.last; j += COLUMNS) {
+        const int64_t n = min(BLOCK, a.k - at), stop = min(j + COLUMNS, a.last);
+        for (int64_t i = j; i < stop; ++i) unpack(format, i, at, n, panel + (i - j) * BLOCK);
+        linear_block(a, row_scale, Panel{panel, j, at}, r, min(r + ROWS, a.rows), j, stop, at, n);
+      }
 }
 
 template <class Format>
 void linear(const LinearArgs& a, const float* row_scale) {
   const Format format(a);
-  const bool direct = Format::CHEAP && a.rows <= 3;
-  float* panel = static_cast<float*>(a.work);
-  for (int64_t j = a.first; j < a.last; j += COLUMNS) {
-    const int64_t stop = min(j + COLUMNS, a.last);
-    for (int64_t at = 0; at < a.k; at += BLOCK) {
-      const int64_t n = min(BLOCK, a.k - at);
-      if (direct) {
-        linear_block(a, row_scale, format, j, stop, at, n);
-      } else {
-        for (int64_t i = j; i < stop; ++i) unpack(format, i, at, n, panel + (i - j) * BLOCK);
-        linear_block(a, row_scale, Panel{panel, j, at}, j, stop, at, n);
-      }
-    }
-  }
+  if (!Format::CHEAP || a.rows > 3) return linear_panels(a, row_scale, format);
+  for (int64_t j = a.first; j < a.last; j += 8)
+    for (int64_t at = 0; at < a.k; at += BLOCK)
+      linear_block(a, row_scale, format, 0, a.rows, j, min(j + 8, a.last), at, min(BLOCK, a.k - at));
 }
 
 // int8 rows: bytes widened to 16 bits, so that a product of two pairs fits 32 and nothing saturates.
@@ -531,13 +557,14 @@ void linear_w8a16_avx2(const LinearArgs& a) { linear<W8>(a, static_cast<const fl
 void linear_w4a16_avx2(const LinearArgs& a) { linear<W4>(a, nullptr); }
 
 void linear_w8a8_avx2(const LinearA8Args& a) {
-  for (int64_t j = a.first; j < a.last; j += COLUMNS) {
-    const int64_t stop = min(j + COLUMNS, a.last);
-    int64_t r = 0;
-    for (; r + 3 <= a.rows; r += 3) a8_rows<3>(a, r, j, stop);
-    if (a.rows - r == 2) a8_rows<2>(a, r, j, stop);
-    if (a.rows - r == 1) a8_rows<1>(a, r, j, stop);
-  }
+  for (int64_t from = 0; from < a.rows; from += ROWS)
+    for (int64_t j = a.first; j < a.last; j += COLUMNS) {
+      const int64_t stop = min(j + COLUMNS, a.last), r_stop = min(from + ROWS, a.rows);
+      int64_t r = from;
+      for (; r + 3 <= r_stop; r += 3) a8_rows<3>(a, r, j, stop);
+      if (r_stop - r == 2) a8_rows<2>(a, r, j, stop);
+      if (r_stop - r == 1) a8_rows<1>(a, r, j, stop);
+    }
 }
 
 void quantize_int8_avx2(const QuantizeArgs& a) {
