@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import re
@@ -14,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import models
 from eyespot.cli.main import VERBS
@@ -85,7 +90,7 @@ def test_only_the_chosen_verb_is_imported() -> None:
         "print([m for m in sys.modules if m.startswith('eyespot.cli.') or m in ('numpy', 'rich.console')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, check=True)
-    assert done.stdout.splitlines()[-1] == "['eyespot.cli.main', 'eyespot.cli.doctor']"
+    assert done.stdout.splitlines()[-1] == "['eyespot.cli.flags', 'eyespot.cli.main', 'eyespot.cli.doctor']"
 
 
 def test_version_and_usage_errors(bundle: Path) -> None:
@@ -97,6 +102,35 @@ def test_version_and_usage_errors(bundle: Path) -> None:
         done = eyespot(*wrong)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
+
+
+WORDS = (
+    "-m --model -p --prompt=x --image a.png -n 7 0 --temp 0.5 --temp=.1 --raw --json --json=1 -t --seed -1 -- -n3 "
+    "--top-k=4 --nonsense --help x -"
+).split()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), max_size=8))
+def test_both_readers_of_flags_agree(words: list[str]) -> None:
+    from eyespot.cli import run
+    from eyespot.cli.flags import for_typer, quick
+
+    words = ["-m", "bundle", "-p", "hi", *words]
+    given = quick(run.command, words)
+    if given is None:  # typer's to judge
+        return
+    seen: list[dict[str, object]] = []
+
+    @functools.wraps(run.command)
+    def command(**values: object) -> None:
+        seen.append(values)
+
+    app = typer.Typer()
+    app.command()(for_typer(command))
+    app(words, standalone_mode=False)
+    defaults = {name: p.default for name, p in inspect.signature(run.command).parameters.items()}
+    assert seen == [{**defaults, **given}]
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -40,11 +40,9 @@ def command(
     isa: o.Isa = "",
     as_json: o.Json = False,
     no_stats: o.NoStats = False,
-) -> None:
+) -> int:
     """Talk with a model, turn by turn; /help lists the commands. With --json each answer is one line of JSON."""
-    import typer
-
-    from eyespot.errors import FAILED
+    from eyespot.errors import FAILED, OK
     from eyespot.run.model import load
 
     settings = o.sampling(max_tokens, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
@@ -53,8 +51,7 @@ def command(
         for path in image or ():
             chat.image(path)
         chat.run()
-    if chat.failed and not chat.terminal:
-        raise typer.Exit(FAILED)
+    return FAILED if chat.failed and not chat.terminal else OK
 
 
 class Chat:

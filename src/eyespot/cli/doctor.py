@@ -9,16 +9,16 @@ import sys
 from importlib import metadata
 from typing import Annotated, Any
 
-import typer
+from eyespot.cli.flags import flag
 
 LIBRARIES = ("numpy", "tokenizers", "Pillow", "jinja2", "huggingface-hub", "typer", "rich", "gguf")
 
 
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
-) -> None:
+    as_json: Annotated[bool, flag("--json", help="All of it as JSON.")] = False,
+) -> int:
     """Show this machine and what the engine will use of it. Exit code 1 when the engine does not load."""
-    from eyespot.errors import FAILED
+    from eyespot.errors import FAILED, OK
 
     found = examine()
     if as_json:
@@ -26,8 +26,7 @@ def command(
     else:
         for name, value in found.items():
             print(f"{name:<12} {_text(value)}")
-    if found["engine"]["error"] is not None:
-        raise typer.Exit(FAILED)
+    return OK if found["engine"]["error"] is None else FAILED
 
 
 def examine() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command `eyespot`: finds the verb, imports its module and no other's, turns failures into one line and a code.
 
-Knows the verbs' names; what they do stands in one module each, in a function `command` with typer's annotations.
+Knows the verbs' names; what they do stands in one module each, in a function `command` annotated with typer's Options
+or with our Flags, which may return an exit code.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from eyespot.errors import FAILED, INTERRUPTED, EyespotError, UsageError
+from eyespot.cli.flags import Command, for_typer, quick
+from eyespot.errors import FAILED, INTERRUPTED, OK, EyespotError, UsageError
 
 # verb -> (module under eyespot.cli, help)
 VERBS = {
@@ -35,9 +37,16 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an answer may hold what a terminal's encoding lacks
     try:
-        _app(_verb(arguments), debug)(arguments, prog_name="eyespot")
+        verb = _verb(arguments)
+        command = importlib.import_module(f"eyespot.cli.{VERBS[verb][0]}").command if verb else None
+        values = quick(command, arguments[1:]) if command is not None and arguments[:1] == [verb] else None
+        if command is not None and values is not None:
+            sys.exit(_exit_code(functools.partial(command, **values), debug))
+        _app(verb, command, debug)(arguments, prog_name="eyespot")
     except EyespotError as error:
         sys.exit(report(error, debug))
+    except KeyboardInterrupt:  # while modules were imported
+        sys.exit(INTERRUPTED)
 
 
 def report(error: EyespotError, debug: bool = False) -> int:
@@ -63,7 +72,8 @@ def _verb(arguments: list[str]) -> str | None:
     )
 
 
-def _app(chosen: str | None, debug: bool) -> Callable[..., Any]:
+def _app(chosen: str | None, command: Command | None, debug: bool) -> Command:
+    """The whole command line for typer; of the verbs only the chosen one is more than a name."""
     import typer
 
     app = typer.Typer(
@@ -80,12 +90,11 @@ def _app(chosen: str | None, debug: bool) -> Callable[..., Any]:
         debug: bool = typer.Option(False, "--debug", help="Show the traceback of a failure."),
     ) -> None: ...
 
-    for verb, (module, help) in VERBS.items():
-        if verb == chosen:
-            command = _guarded(importlib.import_module(f"eyespot.cli.{module}").command, debug)
+    for verb, (_, help) in VERBS.items():
+        if verb == chosen and command is not None:
+            app.command(verb, short_help=help)(_guarded(for_typer(command), debug))
         else:
-            command = _absent
-        app.command(verb, help=None if verb == chosen else help, short_help=help)(command)
+            app.command(verb, help=help)(_absent)
     return app
 
 
@@ -103,25 +112,30 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _guarded(command: Callable[..., Any], debug: bool) -> Callable[..., Any]:
-    """`command`, every way out of which is an exit code."""
+def _guarded(command: Command, debug: bool) -> Command:
+    """`command` for typer, ending in an exit code."""
     import typer
 
     @functools.wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
-            result = command(*args, **kwargs)
-            sys.stdout.flush()  # so that a closed pipe is noticed here
-            return result
-        except EyespotError as error:
-            raise typer.Exit(report(error, debug)) from None
-        except KeyboardInterrupt:
-            print("\neyespot: interrupted", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # `eyespot run ... | head`: the reader has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
-            raise typer.Exit(FAILED) from None
-        except MemoryError:
-            raise typer.Exit(report(EyespotError("not enough memory"), debug)) from None
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        raise typer.Exit(_exit_code(functools.partial(command, *args, **kwargs), debug))
 
     return guarded
+
+
+def _exit_code(call: Callable[[], int | None], debug: bool) -> int:
+    """Runs a command; whichever way it ends becomes an exit code."""
+    try:
+        code = call()
+        sys.stdout.flush()  # so that a closed pipe is noticed here
+        return code or OK
+    except EyespotError as error:
+        return report(error, debug)
+    except KeyboardInterrupt:
+        print("\neyespot: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `eyespot run ... | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
+        return FAILED
+    except MemoryError:
+        return report(EyespotError("not enough memory"), debug)

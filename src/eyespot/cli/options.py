@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from eyespot.cli.flags import flag
 
 if TYPE_CHECKING:
     from eyespot.run.model import Options
 
-ModelPath = Annotated[str, typer.Option("-m", "--model", help="Directory of a bundle.", show_default=False)]
-Image = Annotated[
-    list[str] | None, typer.Option("--image", metavar="PATH", help="A picture; may be given again.", show_default=False)
-]
-System = Annotated[str | None, typer.Option(help="System prompt instead of the model's own.")]
-MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Most tokens of an answer.")]
-CtxSize = Annotated[int, typer.Option("-c", "--ctx-size", min=0, help="Tokens of context; 0: as compiled.")]
-Threads = Annotated[int, typer.Option("-t", "--threads", min=0, help="0: as config.json says.")]
-Seed = Annotated[int | None, typer.Option("-s", "--seed", min=0, help="Same seed, same answer.")]
-Isa = Annotated[str, typer.Option(help="Instruction set, such as scalar or avx2; empty: the best there is.")]
-Temp = Annotated[float | None, typer.Option("--temp", help="Temperature; 0: always the likeliest token.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest tokens; 0: all.")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability.")]
-MinP = Annotated[float | None, typer.Option("--min-p", help="Drop tokens below this share of the likeliest.")]
-RepeatPenalty = Annotated[float | None, typer.Option("--repeat-penalty", help="Above 1: say the same less often.")]
-RepeatLastN = Annotated[int | None, typer.Option("--repeat-last-n", help="Tokens the penalty looks at; 0: all.")]
-Json = Annotated[bool, typer.Option("--json", help="The answer as JSON on stdout.")]
-NoStats = Annotated[bool, typer.Option("--no-stats", help="No line of statistics on stderr.")]
+ModelPath = Annotated[str, flag("-m", "--model", help="Directory of a bundle.")]
+Image = Annotated[list[str] | None, flag("--image", metavar="PATH", help="A picture; may be given again.")]
+System = Annotated[str | None, flag("--system", help="System prompt instead of the model's own.")]
+MaxTokens = Annotated[int, flag("-n", "--max-tokens", least=1, help="Most tokens of an answer.")]
+CtxSize = Annotated[int, flag("-c", "--ctx-size", least=0, help="Tokens of context; 0: as compiled.")]
+Threads = Annotated[int, flag("-t", "--threads", least=0, help="0: as config.json says.")]
+Seed = Annotated[int | None, flag("-s", "--seed", least=0, help="Same seed, same answer.")]
+Isa = Annotated[str, flag("--isa", help="Instruction set, such as scalar or avx2, instead of the best there is.")]
+Temp = Annotated[float | None, flag("--temp", help="Temperature; 0: always the likeliest token.")]
+TopK = Annotated[int | None, flag("--top-k", help="Keep the k likeliest tokens; 0: all.")]
+TopP = Annotated[float | None, flag("--top-p", help="Keep the likeliest tokens up to this probability.")]
+MinP = Annotated[float | None, flag("--min-p", help="Drop tokens below this share of the likeliest.")]
+RepeatPenalty = Annotated[float | None, flag("--repeat-penalty", help="Above 1: say the same less often.")]
+RepeatLastN = Annotated[int | None, flag("--repeat-last-n", help="Tokens the penalty looks at; 0: all.")]
+Json = Annotated[bool, flag("--json", help="The answer as JSON on stdout.")]
+NoStats = Annotated[bool, flag("--no-stats", help="No line of statistics on stderr.")]
 
 _CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 

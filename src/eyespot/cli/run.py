@@ -6,17 +6,16 @@ import json
 import sys
 from typing import Annotated, Any
 
-import typer
-
 from eyespot.cli import options as o
+from eyespot.cli.flags import flag
 
 
 def command(
     model: o.ModelPath,
-    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The user's text; - reads stdin.", show_default=False)],
+    prompt: Annotated[str, flag("-p", "--prompt", help="The user's text; - reads stdin.")],
     image: o.Image = None,
     system: o.System = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Take the prompt as it is, without the chat template.")] = False,
+    raw: Annotated[bool, flag("--raw", help="Take the prompt as it is, without the chat template.")] = False,
     max_tokens: o.MaxTokens = 256,
     ctx_size: o.CtxSize = 0,
     threads: o.Threads = 0,
@@ -30,11 +29,11 @@ def command(
     isa: o.Isa = "",
     as_json: o.Json = False,
     no_stats: o.NoStats = False,
-) -> None:
+) -> int:
     """Answer one prompt, about text and pictures. Sampling flags left out come from the bundle's config.json."""
     from eyespot import limits
     from eyespot.cli.interrupt import interruptible
-    from eyespot.errors import INTERRUPTED, EyespotError, UsageError
+    from eyespot.errors import INTERRUPTED, OK, EyespotError, UsageError
     from eyespot.run.model import load
 
     if raw and system is not None:
@@ -56,5 +55,4 @@ def command(
     print(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "")
     if not no_stats:
         print(answer.stats(), file=sys.stderr)
-    if answer.stop_reason == "cancelled":
-        raise typer.Exit(INTERRUPTED)
+    return INTERRUPTED if answer.stop_reason == "cancelled" else OK
