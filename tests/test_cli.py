@@ -104,7 +104,7 @@ def test_version_and_usage_errors(bundle: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-WORDS = (
+WORDS = (  # noqa: SIM905 - as it is typed
     "-m --model -p --prompt=x --image a.png -n 7 0 --temp 0.5 --temp=.1 --raw --json --json=1 -t --seed -1 -- -n3 "
     "--top-k=4 --nonsense --help x -"
 ).split()

@@ -431,6 +431,8 @@ def test_bad_messages(processor: Processor, tmp_path: Path) -> None:
     blind = load_processor(fake_bundle(tmp_path, rule=None))
     with pytest.raises(UsageError, match="no eyes"):
         blind.messages("x", [noise(9, 9)])
+    with pytest.raises(UsageError, match="not a list"):
+        processor.messages("x", "cat.jpg")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="image token"):
         processor.raw("<IMG_CONTEXT>")
     with pytest.raises(UsageError, match="no chat template"):

@@ -1,13 +1,13 @@
 """Ctrl-C while the engine works: the answer stops, the program goes on. Knows signals, no model.
 
-Python runs its own signal handlers only between bytecodes, and a long prefill is one call. So the signal's byte on a
-socket wakes a thread, which can cancel the engine while the main thread is still inside it.
+Python runs its own signal handlers only between bytecodes, and a long prefill is one call. So the signal's byte in a
+pipe wakes a thread, which can cancel the engine while the main thread is still inside it.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,23 +16,23 @@ from contextlib import contextmanager
 @contextmanager
 def interruptible(cancel: Callable[[], None]) -> Iterator[None]:
     """Within the block, SIGINT calls `cancel` on another thread and raises nothing. Main thread only."""
-    ours, signals = socket.socketpair()
-    signals.setblocking(False)  # as set_wakeup_fd demands
+    ours, signals = os.pipe()
+    os.set_blocking(signals, False)  # as set_wakeup_fd demands
 
     def watch() -> None:
-        while byte := ours.recv(1):
+        while byte := os.read(ours, 1):
             if byte[0] == signal.SIGINT:
                 cancel()
 
     watcher = threading.Thread(target=watch, daemon=True)
     handler = signal.signal(signal.SIGINT, lambda *_: None)  # any Python handler makes C write the byte
-    wakeup = signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGINT, handler)
-        signals.close()  # ends the watcher
+        os.close(signals)  # ends the watcher
         watcher.join()
-        ours.close()
+        os.close(ours)

@@ -6,7 +6,6 @@ or with our Flags, which may return an exit code.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import io
@@ -66,6 +65,8 @@ def _verb(arguments: list[str]) -> str | None:
         return verb
     if completing:
         return None
+    import difflib
+
     near = difflib.get_close_matches(verb, VERBS, n=1)
     raise UsageError(
         f"no verb '{verb}'", expected=", ".join(VERBS), cause=f"did you mean '{near[0]}'?" if near else None

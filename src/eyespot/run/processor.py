@@ -116,9 +116,8 @@ class Processor:
             return self._compose(role, content, [images.load(p) for p in self._eyes(pictures)])
         if not isinstance(content, Sequence) or not all(isinstance(p, Mapping) for p in content):
             raise UsageError("message content is malformed", expected="a text or a list of parts")
-        loaded: list[Picture] = []
-        parts: list[dict[str, str]] = [{"type": "image"} for _ in pictures]
-        loaded += [images.load(p) for p in self._eyes(pictures)]
+        loaded = [images.load(p) for p in self._eyes(pictures)]
+        parts: list[dict[str, str]] = [{"type": "image"} for _ in loaded]
         for part in content:
             match dict(part):
                 case {"type": "text", "text": str(text)}:
@@ -136,6 +135,8 @@ class Processor:
         return self._arranged(role, text, loaded, parts)
 
     def _eyes(self, pictures: Sequence[Source]) -> Sequence[Source]:
+        if not isinstance(pictures, list | tuple):
+            raise UsageError("pictures are not a list", found=type(pictures).__name__, expected='images=["cat.jpg"]')
         if pictures and self.bundle.settings.image is None:
             raise UsageError("this model has no eyes", found=f"{len(pictures)} pictures", expected="none")
         if len(pictures) > limits.IMAGES:

@@ -7,7 +7,7 @@ min-p. (Penalty and temperature commute, for both scale a logit by a positive fa
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,8 +70,8 @@ class Sampler:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64):
             raise UsageError("seed is out of range", found=seed, expected="0 to 2^64 - 1")
         self.sampling = sampling
-        self.seed = secrets.randbits(32) if seed is None else seed
-        self._random = np.random.Generator(np.random.PCG64(self.seed))
+        self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
+        self._random: np.random.Generator | None = None  # made at the first draw: greedy answers do without the import
         self._banned = list(banned)
         self._all = np.arange(0)  # every id; kept, for a fresh megabyte a token costs more than the exponentials
 
@@ -80,6 +80,8 @@ class Sampler:
         ids, weights = self.distribution(logits, sequence)
         if len(ids) == 1:
             return int(ids[0])
+        if self._random is None:
+            self._random = np.random.Generator(np.random.PCG64(self.seed))
         starts = np.arange(0, len(ids), BLOCK)  # which block, then where in it: spares a running sum over all
         total = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
         mark = self._random.random() * total[-1]
