@@ -272,7 +272,7 @@ def test_a_prompt_too_long_is_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(EyespotError) as caught:
         model.generate("hi", [noise(800, 600)])
     text = len(prompt.ids) - 52
-    assert f"found {len(prompt.ids)} tokens (52 for 1 pictures, {text} of text)" in str(caught.value)
+    assert f"found {len(prompt.ids)} tokens (52 for 1 picture, {text} of text)" in str(caught.value)
     assert "expected at most 50" in str(caught.value)
     assert (model.engine.encoded, model.engine.prefilled) == (0, [])
 

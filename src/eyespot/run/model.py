@@ -150,9 +150,11 @@ class Model:
             cause = "large pictures: lower image.max_tiles in config.json, or compile with a larger --ctx-size"
         else:
             cause = "a long text: shorten it, or compile with a larger --ctx-size"
+        count = len(prompt.pictures)
+        split = f" ({image} for {count} picture{'s' * (count > 1)}, {tokens - image} of text)" if count else ""
         raise EyespotError(
             "the prompt does not fit the context",
-            found=f"{tokens} tokens ({image} for {len(prompt.pictures)} pictures, {tokens - image} of text)",
+            found=f"{tokens} tokens{split}",
             expected=f"at most {room}",
             cause=cause,
         )
