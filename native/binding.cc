@@ -5,6 +5,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -54,6 +55,7 @@ class Engine {
     }
     check(status);
     check(es_get_info(engine_, &info_));
+    es_trace(engine_, &Engine::traced, this);
   }
   ~Engine() { es_close(engine_); }
   Engine(const Engine&) = delete;
@@ -123,7 +125,6 @@ class Engine {
   void trace(const nb::object& callback) {
     const Use use(*this);
     callback_ = callback;
-    es_trace(engine_, callback.is_none() ? nullptr : &Engine::traced, this);
   }
 
   void close() {
@@ -171,13 +172,21 @@ class Engine {
     if (status != ES_OK) raise(status, message);
   }
 
-  // A Python exception may not cross C: it waits in pending_ and stops the call at the next block.
+  // After every block. A Python exception may not cross C: it waits in pending_ and stops the call at the next block.
+  // So does one that a signal handler raises, or Ctrl-C would have to wait for the end of a long prompt.
   static void traced(void* user, const char* graph, const char* block, const float* data, int32_t rows,
                      int32_t columns) {
     auto* self = static_cast<Engine*>(user);
-    if (self->pending_) return;
+    const auto now = std::chrono::steady_clock::now();
+    const bool look = now - self->looked_ > SIGNAL_INTERVAL;
+    if (self->pending_ || (!look && self->callback_.is_none())) return;
     nb::gil_scoped_acquire acquire;
     try {
+      if (look) {
+        self->looked_ = now;
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      }
+      if (self->callback_.is_none()) return;
       const size_t shape[] = {static_cast<size_t>(rows), static_cast<size_t>(columns)};
       Buffer copy(shape[0] * shape[1]);
       std::memcpy(copy.data.get(), data, shape[0] * shape[1] * sizeof(float));
@@ -188,10 +197,12 @@ class Engine {
     }
   }
 
+  static constexpr auto SIGNAL_INTERVAL = std::chrono::milliseconds(30);
   es_engine* engine_ = nullptr;
   es_info info_{};
   bool busy_ = false;
-  nb::object callback_;
+  nb::object callback_ = nb::none();
+  std::chrono::steady_clock::time_point looked_{};
   std::exception_ptr pending_;
 };
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -205,10 +206,36 @@ def test_cancel_keeps_whole_chunks(bundle: Callable[..., Handmade]) -> None:
             assert np.array_equal(rest, fresh.prefill(list(range(30))))
 
 
-def test_cancel_from_another_thread(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Handmade:
+    """A bundle that works for seconds on 4096 tokens."""
     program = handmade.with_schemes(handmade.program(eyes=False, layers=40), "f32")
-    made = handmade.write(tmp_path / "b", program, ctx=4096, units={"n": 4, "o": 1, "t": 1})
-    with Engine(made.path, threads=1, isa="scalar") as engine:
+    path = tmp_path_factory.mktemp("long") / "b"
+    return handmade.write(path, program, ctx=4096, units={"n": 4, "o": 1, "t": 1})
+
+
+def test_signals_are_heard_during_a_call(long: Handmade) -> None:
+    """Ctrl-C in Python is an exception that a signal handler raises: it must not wait for the end of a prompt."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Engine(long.path, threads=1, isa="scalar") as engine:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                engine.prefill([1] * 4096, want=0)
+            assert 0 < engine.past < 4096
+            engine.truncate(0)
+            assert engine.prefill([1, 2]).shape == (1, VOCAB)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_cancel_from_another_thread(long: Handmade) -> None:
+    with Engine(long.path, threads=1, isa="scalar") as engine:
         started = threading.Event()
         engine.trace(lambda *block: started.set())
         killer = threading.Thread(target=lambda: (started.wait(), engine.cancel()))

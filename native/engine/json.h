@@ -31,7 +31,6 @@ class Json {
   int64_t integer(const std::string& where, int64_t low, int64_t high) const;
   double number(const std::string& where) const;  // an integer will do
   bool boolean(const std::string& where) const;
-  bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   bool is_string() const { return std::holds_alternative<std::string>(value_); }
   const Value& value() const { return value_; }
 
