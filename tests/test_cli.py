@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -369,8 +370,12 @@ def test_ctrl_c_at_a_terminal_stops_the_answer_and_not_the_program(terminal: Ter
 
 def test_ctrl_c_at_the_prompt_leaves(terminal: Terminal) -> None:
     terminal.expect("> ")
-    terminal.type("\x03")
-    assert terminal.process.wait(10) == 130
+    for _ in range(20):  # readline may lose one that comes while it sets the terminal up: a person presses again
+        with suppress(subprocess.TimeoutExpired):
+            terminal.type("\x03")
+            assert terminal.process.wait(0.5) == 130
+            return
+    raise AssertionError("Ctrl-C does not leave")
 
 
 def test_a_terminal_gets_no_control_characters() -> None:

@@ -1,0 +1,1 @@
+"""What users type: one module a verb, imported only when it is the chosen one."""

@@ -18,8 +18,7 @@ from eyespot.compile.job import Progress
 from eyespot.errors import EyespotError
 from eyespot.program import Program, Weight
 from eyespot.program.transforms import Read, materialize
-from eyespot.quantize.formats import SCHEMES, stored_bytes, tensors
-from eyespot.quantize.methods import METHODS
+from eyespot.quantize.formats import SCHEMES, pack, stored_bytes, tensors
 from eyespot.tensorfile import Array
 
 CHUNK_ELEMENTS = 1 << 20  # 4 MiB of float32: the passes over a chunk stay within a core's cache
@@ -47,7 +46,6 @@ def write_parts(
     release: Callable[[str], None],
     bundle: BundleWriter,
     threads: int = 0,
-    method: str = "rtn",
     progress: Progress | None = None,
 ) -> None:
     """Writes NAME.safetensors for every part. threads 0: one a core. Errors name the weight that cannot be stored."""
@@ -68,7 +66,7 @@ def write_parts(
     def write(name: str) -> None:
         stored = stored_tensors(parts[name])
         with bundle.create(f"{name}.safetensors") as file:
-            tensorfile.write(file, stored, _chunks(parts[name], stored, read, release, method, advance))
+            tensorfile.write(file, stored, _chunks(parts[name], stored, read, release, advance))
 
     # The largest part first: it must not be the one everybody waits for at the end.
     order = sorted(parts, key=lambda name: -sum(prod(w.shape) for w in parts[name]))
@@ -93,7 +91,6 @@ def _chunks(
     stored: Stored,
     read: Read,
     release: Callable[[str], None],
-    method: str,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[str, Array]]:
     """(tensor, next rows) in the order of the file, which is hashed while written: what comes early is held back."""
@@ -104,7 +101,7 @@ def _chunks(
             yield from ((name, array) for array in held.pop(name))
             continue
         weight, wanted = owner[name]
-        for arrays in pack_rows(weight, read, release, method, advance):
+        for arrays in pack_rows(weight, read, release, advance):
             for suffix, array in arrays.items():
                 if suffix == wanted:
                     yield name, array
@@ -116,7 +113,6 @@ def pack_rows(
     weight: Weight,
     read: Read,
     release: Callable[[str], None],
-    method: str = "rtn",
     advance: Callable[[int], None] = lambda elements: None,
 ) -> Iterator[dict[str, Array]]:
     """The stored arrays of `weight` by suffix, a chunk of rows at a time."""
@@ -127,7 +123,7 @@ def pack_rows(
         stop = min(start + step, weight.shape[0])
         rows = materialize(weight, read, start, stop)
         try:
-            yield METHODS[method](rows, scheme)
+            yield pack(rows, scheme)
         except EyespotError as error:
             raise EyespotError(
                 f"weight '{weight.name}', rows {start} to {stop}: {error.what}",

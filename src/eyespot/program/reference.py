@@ -24,7 +24,8 @@ Trace = Callable[[str, str, Array], None]  # graph, block, the block's last valu
 
 def quantize_rows(x: Array) -> Array:
     """`x` [..., k] after int8 rounding per row (absmax / 127, half to even) and back: as A8 and the int8 cache do."""
-    scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    scale = np.where(largest < 1e-30, 0, largest / np.float32(127))  # smaller ones have no float32 inverse: zero
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     return np.rint(x * inverse) * scale
 

@@ -1,6 +1,6 @@
 """Storage schemes: which arrays a weight becomes in a part, how float32 rows are packed into them and unpacked again.
 
-Exactly the storage table of DESIGN.md. Knows no model and no file; recipe.py chooses schemes, methods.py scales.
+Exactly the storage table of DESIGN.md, by round to nearest. Knows no model and no file; recipe.py chooses schemes.
 """
 
 from __future__ import annotations
@@ -81,16 +81,15 @@ def stored_bytes(shape: tuple[int, ...], scheme: Scheme) -> int:
     )
 
 
-def pack(rows: F32, scheme: Scheme, scale: F32 | None = None) -> dict[str, Array]:
+def pack(rows: F32, scheme: Scheme) -> dict[str, Array]:
     """Rows [r, ...] of a weight as arrays by suffix. Rows are packed one by one: any split into ranges is equal.
 
-    scale: what W schemes round to, [r] or [r, groups]; default `absmax_scale`. bf16 comes as its uint16 bits.
+    bf16 comes as its uint16 bits.
     Errors: EyespotError for NaN, Inf, or values that do not fit the scheme.
     """
     if not scheme.integer:
         return {"": _pack_float(rows, scheme)}
-    if scale is None:
-        scale = absmax_scale(rows, scheme)
+    scale = absmax_scale(rows, scheme)
     if scheme.bits == 8:
         divisor: F32 = np.where(scale > 0, scale, np.float32(1))  # a row of scale 0 holds nothing above 1e-35: zeros
         q: F32 = rows / divisor[:, None]

@@ -1,0 +1,1 @@
+"""Run: a bundle, an engine and words in, an answer out."""
