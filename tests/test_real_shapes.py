@@ -69,14 +69,15 @@ def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.Captur
     )
     with capsys.disabled():
         print(f"  12 tiles + thumbnail answered: {seconds:.1f} s, peak {peak / GIB:.2f} GiB\n  {out.strip()[:400]}")
-    assert json.loads(out)["timings"]["image_tokens"] == 13 * 256
+    assert json.loads(out)["image_tokens"] == 13 * 256
 
-    model = load(bundle)
-    prompt = model.processor.prepare([{"role": "user", "content": "What is this?"}], [picture])
-    pixels = np.concatenate([image.pixels() for image in prompt.images])
+    processor = load(bundle).processor
+    prompt = processor.chat(processor.messages("What is this?", [picture]))
+    placed = prompt.pictures[0]
+    pixels = processor.pixels(placed.picture, placed.tiling)
     engine = Engine(bundle)
     features = engine.encode(pixels)
-    logits = engine.prefill(prompt.tokens, features)[-1]
+    logits = engine.prefill(prompt.ids, features)[-1]
     engine.close()
 
     checkpoint = open_checkpoint(source)
@@ -84,7 +85,7 @@ def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.Captur
     weights = built.program.weights
     reference = Reference(built.program, lambda name: materialize(weights[name], checkpoint.read))
     wanted = np.concatenate([reference.encode(pixels[i : i + 1]) for i in range(len(pixels))])
-    truth = reference.prefill(prompt.tokens, wanted)[-1]
+    truth = reference.prefill(prompt.ids, wanted)[-1]
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
         return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
