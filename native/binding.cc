@@ -1,20 +1,27 @@
 // binding.cc: the Python module eyespot._native, a thin skin over eyespot.h: checks arrays, lets go of the GIL during
-// work, raises Error(status, message). Knows no bundle and no model.
+// work, raises Error(status, message). The tokenizer's merges (text/bpe.h) come with it. Knows no bundle and no model.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
 
 #include <chrono>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
+#include "engine/fail.h"
 #include "eyespot.h"
 #include "kernels/kernels.h"
+#include "text/bpe.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -206,6 +213,56 @@ class Engine {
   std::exception_ptr pending_;
 };
 
+using Text = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<const int32_t, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
+
+class Bpe {
+ public:
+  Bpe(Text text, TokensIn offsets, TokensIn order, TokensIn letters, TokensIn lefts, Rows merges, bool whole_words)
+      : arrays_{std::move(text), std::move(offsets), std::move(order), std::move(letters), std::move(lefts),
+                std::move(merges)} {
+    try {
+      bpe_.emplace(arrays_.table(), whole_words);
+    } catch (const eyespot::Failure& failure) {
+      raise(failure.status, failure.message);
+    }
+  }
+
+  std::vector<int32_t> encode(std::string_view word) const {
+    std::optional<nb::gil_scoped_release> release;  // for a word it would cost more than the work
+    if (word.size() > LONG_WORD) release.emplace();
+    return bpe_->encode(word);
+  }
+  std::optional<int32_t> find(const nb::bytes& text) const { return bpe_->find({text.c_str(), text.size()}); }
+  std::optional<nb::bytes> text(int64_t id) const {
+    const std::optional<std::string_view> found = bpe_->text(id);
+    if (!found) return std::nullopt;
+    return nb::bytes(found->data(), found->size());
+  }
+
+ private:
+  static constexpr size_t LONG_WORD = 1 << 14;
+
+  struct Arrays {  // keeps what the table looks at
+    Text text;
+    TokensIn offsets, order, letters, lefts;
+    Rows merges;
+
+    eyespot::BpeTable table() const {
+      const auto view = [](const auto& array) { return std::span<const int32_t>(array.data(), array.size()); };
+      return {{reinterpret_cast<const char*>(text.data()), text.size()},
+              view(offsets),
+              view(order),
+              view(letters),
+              view(lefts),
+              view(merges)};
+    }
+  };
+
+  Arrays arrays_;
+  std::optional<eyespot::Bpe> bpe_;
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -230,4 +287,10 @@ NB_MODULE(_native, m) {
       .def("cancel", &Engine::cancel)
       .def("trace", &Engine::trace, "callback"_a.none())
       .def("close", &Engine::close);
+  nb::class_<Bpe>(m, "Bpe")
+      .def(nb::init<Text, TokensIn, TokensIn, TokensIn, TokensIn, Rows, bool>(), "text"_a, "offsets"_a, "order"_a,
+           "letters"_a, "lefts"_a, "merges"_a, "whole_words"_a)
+      .def("encode", &Bpe::encode, "word"_a)
+      .def("find", &Bpe::find, "text"_a)
+      .def("text", &Bpe::text, "id"_a);
 }

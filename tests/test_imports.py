@@ -17,7 +17,7 @@ ALLOWED = {
     "program": GROUND,
     "families": GROUND | {"program"},
     "quantize": GROUND | {"program"},
-    "bundle": GROUND | {"program", "quantize.formats"},
+    "bundle": GROUND | {"program", "quantize.formats", "_native"},
     "compile": GROUND | {"families", "program", "quantize", "bundle"},
     "run": GROUND | {"bundle", "_native"},
     "cli": None,  # all, but inside functions: checked below

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 
 class Error(Exception):
     """args: (status as in eyespot.h, message)."""
@@ -24,6 +25,23 @@ class Engine:
     def cancel(self) -> None: ...
     def trace(self, callback: Callable[[str, str, F32], None] | None) -> None: ...
     def close(self) -> None: ...
+
+class Bpe:
+    """text U8 [bytes], offsets, order, letters, lefts I32 [..], merges I32 [rows, 3]: as native/text/bpe.h has them."""
+
+    def __init__(
+        self,
+        text: npt.NDArray[np.uint8],
+        offsets: I32,
+        order: I32,
+        letters: I32,
+        lefts: I32,
+        merges: I32,
+        whole_words: bool,
+    ) -> None: ...
+    def encode(self, word: str) -> list[int]: ...
+    def find(self, text: bytes) -> int | None: ...
+    def text(self, id: int) -> bytes | None: ...
 
 def isas() -> dict[str, bool]: ...
 def version() -> str: ...

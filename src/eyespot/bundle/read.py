@@ -24,6 +24,7 @@ from eyespot.tensorfile import parse_json, read_json
 
 FORMAT = 1  # of manifest.json
 MANIFEST, PROGRAM, CONFIG = "manifest.json", "program.json", "config.json"
+FAST_TOKENIZER = "tokenizer.safetensors"  # what tokenizer.json says, in the form of bundle/byte_bpe.py
 FILES = limits.LAYERS + 64
 
 Verify = bool | Literal["auto"]
@@ -68,6 +69,10 @@ class Bundle:
     @property
     def tokenizer(self) -> Path | None:
         return self.file("tokenizer.json")
+
+    @property
+    def fast_tokenizer(self) -> Path | None:
+        return self.file(FAST_TOKENIZER)
 
     @property
     def chat_template(self) -> Path | None:

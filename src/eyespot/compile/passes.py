@@ -10,11 +10,12 @@ from dataclasses import asdict
 
 import eyespot
 from eyespot import families, limits
-from eyespot.bundle.read import CONFIG, PROGRAM
+from eyespot.bundle.read import CONFIG, FAST_TOKENIZER, PROGRAM
 from eyespot.bundle.write import BundleWriter
 from eyespot.compile.job import Job
 from eyespot.compile.schedule import plan
 from eyespot.compile.settings import added_tokens, make_settings, open_tokenizer, side_files
+from eyespot.compile.tokenizer import fast_form
 from eyespot.compile.weights import total_bytes, write_parts
 from eyespot.errors import Faults, GateFailed, UsageError
 from eyespot.program.transforms import materialize, source_faults
@@ -109,6 +110,9 @@ def settle(job: Job) -> None:
     """Side files and config.json, in memory; a tokenizer that does not fit is refused before weights are written."""
     job.files = side_files(job.source.files, job.built, job.warnings)
     job.settings = make_settings(job.files, job.built, job.memory.ctx, job.warnings)
+    if (data := job.files.get("tokenizer.json")) is not None:
+        fast = fast_form(data, open_tokenizer(data), job.warnings)
+        job.files |= {} if fast is None else {FAST_TOKENIZER: fast}
 
 
 def write(job: Job) -> None:

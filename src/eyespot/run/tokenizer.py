@@ -14,6 +14,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as HFTokenizer
 
 from eyespot import limits
+from eyespot.bundle.byte_bpe import open_byte_bpe
+from eyespot.bundle.read import FAST_TOKENIZER
 from eyespot.errors import EyespotError
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # noncharacters of Unicode: never in sound text
@@ -24,20 +26,12 @@ PENDING = 8  # tokens to wait for the rest of a character: UTF-8 takes at most 4
 class Tokenizer:
     """One bundle's tokenizer.
 
-    path: tokenizer.json. controls: ids and texts known to steer the model. template: the chat template's source.
+    path: tokenizer.json, or the bundle's fast form of it, which is the same tokenizer and opens at once.
+    controls: ids and texts known to steer the model. template: the chat template's source.
     """
 
     def __init__(self, path: Path, controls: Iterable[int | str] = (), template: str = "") -> None:
-        if path.stat().st_size > limits.JSON_BYTES:
-            raise EyespotError(f"{path.name}: too large", expected=f"at most {limits.JSON_BYTES} bytes")
-        try:
-            self._inner = HFTokenizer.from_file(str(path))
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic in the library is no Exception
-            raise EyespotError(f"{path.name}: not a tokenizer ({error})", cause="the file is corrupted") from None
-        self._inner.no_truncation()
-        self._inner.no_padding()
+        self._inner = open_byte_bpe(path) if path.name == FAST_TOKENIZER else _open_library(path)
         known, added = set(controls), self._inner.get_added_tokens_decoder()
         self.control_ids = {
             id
@@ -104,6 +98,20 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without control tokens; bytes that are not UTF-8 become U+FFFD."""
         return str(self._inner.decode([id for id in ids if id not in self.control_ids], skip_special_tokens=False))
+
+
+def _open_library(path: Path) -> HFTokenizer:
+    if path.stat().st_size > limits.JSON_BYTES:
+        raise EyespotError(f"{path.name}: too large", expected=f"at most {limits.JSON_BYTES} bytes")
+    try:
+        tokenizer = HFTokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in the library is no Exception
+        raise EyespotError(f"{path.name}: not a tokenizer ({error})", cause="the file is corrupted") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 class Detokenizer:
