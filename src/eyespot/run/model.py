@@ -103,7 +103,7 @@ class Model:
         picture that is none or a prompt that does not fit the context.
         """
         started = time.perf_counter()
-        if isinstance(prompt, str) and (raw or self.processor.template is None):
+        if isinstance(prompt, str) and (raw or not self.processor.source):
             return self.answer(self.processor.raw(prompt, images), started, options)
         if raw:
             raise UsageError("a raw prompt is a text", found="messages")

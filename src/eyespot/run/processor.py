@@ -9,6 +9,7 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,20 +78,50 @@ class Prompt:
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A chat template and how it takes a message's content: as a string; as parts, with a placeholder for a picture."""
+
+    template: Template
+    takes_strings: bool
+    takes_pictures: bool
+
+
+@dataclass
 class Processor:
-    """Made by load_processor. variables: what the template sees beside messages, such as bos_token."""
+    """Made by load_processor. source: the template's, "" when there is none. variables: what it sees beside messages,
+    such as bos_token."""
 
     bundle: Bundle
     tokenizer: Tokenizer
-    template: Template | None
+    source: str
     variables: dict[str, Any]
     image_token_id: int = -1
-    takes_strings: bool = True  # the template takes a message's content as a string,
-    takes_pictures: bool = False  # or as parts, and writes a placeholder for a picture
     _numbers: dict[tuple[bytes, Tiling], int] = field(default_factory=dict)
     _counter: itertools.count[int] = field(default_factory=itertools.count)
     _lock: threading.Lock = field(default_factory=threading.Lock)  # a template renders one prompt at a time
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """Made for the first message: jinja2 takes its time to import, and raw text does not need it."""
+        if not self.source:
+            raise UsageError("this bundle has no chat template", cause="a base model, which continues raw text (--raw)")
+        from eyespot.run.template import Template
+
+        template, rule = Template(self.source), self.bundle.settings.image
+
+        def probe(content: str | list[dict[str, str]]) -> str:
+            """What the template makes of one user message; "" when it refuses."""
+            try:
+                turns = [{"role": "user", "content": content}]
+                return template.render(turns, add_generation_prompt=True, **self.variables)
+            except EyespotError:
+                return ""
+
+        parts = [{"type": "image"}, {"type": "text", "text": "eyespot-probe"}]
+        shown = probe(parts) if rule is not None else ""
+        pictures = rule is not None and "eyespot-probe" in shown and shown.count(rule.placeholder) == 1
+        return Dialect(template, "eyespot-probe" in probe("eyespot-probe"), pictures)
 
     # Messages
 
@@ -168,7 +199,7 @@ class Processor:
     def _arranged(self, role: str, text: str, pictures: list[Picture], parts: list[dict[str, str]]) -> Message:
         """The message with its parts as the template takes them."""
         shown = sum(part["type"] == "image" for part in parts)
-        if self.takes_pictures if shown else not self.takes_strings:
+        if self.dialect.takes_pictures if shown else not self.dialect.takes_strings:
             return Message(role, text, tuple(pictures), parts)
         rule, content, number = self.bundle.settings.image, "", 0
         for part in parts:
@@ -187,11 +218,9 @@ class Processor:
         after: what was said so far. When the new text begins with it, its tokens stand as they were generated and only
         the rest is encoded, so that the engine can go on from them.
         """
-        if self.template is None:
-            raise UsageError("this bundle has no chat template", cause="a base model, which continues raw text (--raw)")
         turns = [{"role": m.role, "content": m.content} for m in messages]
         with self._lock:
-            text = self.template.render(turns, add_generation_prompt=True, **self.variables)
+            text = self.dialect.template.render(turns, add_generation_prompt=True, **self.variables)
         pictures = [picture for message in messages for picture in message.pictures]
         if after is None or not text.startswith(after.text):
             return self._encode(text, pictures)
@@ -318,7 +347,7 @@ def load_processor(bundle: Bundle) -> Processor:
     if rule is not None:
         controls += [rule.placeholder, rule.before, rule.token, rule.after]
     tokenizer = Tokenizer(bundle.fast_tokenizer or bundle.tokenizer, controls, source)
-    processor = Processor(bundle, tokenizer, None, {"tools": None, "documents": None, **named})
+    processor = Processor(bundle, tokenizer, source, {"tools": None, "documents": None, **named})
     if settings.bos is not None:
         processor.variables.setdefault("bos_token", tokenizer.text(settings.bos) or "")
     if rule is not None:
@@ -335,26 +364,7 @@ def load_processor(bundle: Bundle) -> Processor:
                 found=rule.tokens_per_tile,
                 expected=bundle.program.info.tile_tokens,
             )
-    if source:
-        from eyespot.run.template import Template
-
-        processor.template = Template(source)
-        processor.takes_strings = "eyespot-probe" in _probe(processor, "eyespot-probe")
-        if rule is not None:
-            parts = [{"type": "image"}, {"type": "text", "text": "eyespot-probe"}]
-            shown = _probe(processor, parts)
-            processor.takes_pictures = "eyespot-probe" in shown and shown.count(rule.placeholder) == 1
     return processor
-
-
-def _probe(processor: Processor, content: str | list[dict[str, str]]) -> str:
-    """What the template makes of one user message; "" when it refuses."""
-    assert processor.template is not None
-    try:
-        turns = [{"role": "user", "content": content}]
-        return processor.template.render(turns, add_generation_prompt=True, **processor.variables)
-    except EyespotError:
-        return ""
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
