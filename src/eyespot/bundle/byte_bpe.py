@@ -115,8 +115,8 @@ def _check(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
             raise EyespotError(f"{FILE}: tensor '{name}' is missing or malformed", expected=f"{dtype} of rank {rank}")
     if tensors["merges"].shape[1] != 3:
         raise EyespotError(f"{FILE}: merges are misshapen", found=tensors["merges"].shape, expected="[rows, 3]")
-    added = tensors["added"]
-    if ((added < 0) | (added >= limits.VOCAB)).any() or len(np.unique(added)) != len(added):
+    added = tensors["added"].tolist()
+    if not all(0 <= id < limits.VOCAB for id in added) or len(set(added)) != len(added):
         raise EyespotError(f"{FILE}: an added token's id is out of range or there twice")
     if SHELL not in metadata:
         raise EyespotError(f"{FILE}: metadata holds no '{SHELL}'")

@@ -56,7 +56,7 @@ def load(path: str | Path, threads: int = 0, ctx_size: int = 0, isa: str = "", v
         if not 0 <= value <= most:
             raise UsageError(f"{name} is out of range", found=value, expected=f"0 to {most}")
     bundle = open_bundle(path, verify)
-    later = _Later(lambda: load_processor(bundle))  # a third of a second for a large vocabulary, while the engine opens
+    later = _Later(lambda: load_processor(bundle))  # may take a third of a second, while the engine opens
     try:
         from eyespot.run.engine import Engine
 
