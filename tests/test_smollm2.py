@@ -54,24 +54,29 @@ def bundles(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 def test_greedy_tokens_equal_transformers(bundles: dict[str, Path], theirs) -> None:
-    """Ten prompts, 64 tokens each, the end token barred on both sides so that all 64 count."""
+    """Ten prompts, 64 tokens each, the end token barred on both sides so that all 64 count.
+
+    The engine speaks; transformers then reads prompt and answer in one go. If its likeliest token after every prefix is
+    the next one, it would by induction have said the same.
+    """
     import torch
 
     model, tokenizer = theirs
+    end = model.generation_config.eos_token_id
     engine = Engine(bundles["f32"])
     for prompt in PROMPTS:
         chat = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
-        with torch.no_grad():
-            out = model.generate(torch.tensor([ids]), max_new_tokens=64, min_new_tokens=64, do_sample=False)
-        expected = out[0, len(ids) :].tolist()
         engine.truncate(0)
-        logits, got = engine.prefill(ids)[-1], []
+        logits, said = engine.prefill(ids)[-1], []
         for _ in range(64):
-            logits[model.generation_config.eos_token_id] = -np.inf  # what min_new_tokens does over there
-            got.append(int(logits.argmax()))
-            logits = engine.decode(got[-1])
-        assert got == expected, prompt
+            logits[end] = -np.inf
+            said.append(int(logits.argmax()))
+            logits = engine.decode(said[-1])
+        with torch.no_grad():
+            truth = model(torch.tensor([ids + said])).logits[0, len(ids) - 1 : -1]
+        truth[:, end] = -torch.inf
+        assert truth.argmax(-1).tolist() == said, prompt
     engine.close()
 
 
@@ -87,23 +92,38 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-@pytest.mark.parametrize(("scheme", "bar"), [("f32", 1e-8), ("W8A16", 0.01), ("W4A16-g32", 0.5)])
-def test_divergence_on_real_text(scheme: str, bar: float, bundles: dict[str, Path], theirs, capsys) -> None:
-    """Mean Kullback-Leibler divergence per token from transformers' float32, on 2,000 tokens of real text."""
+@pytest.fixture(scope="module")
+def truth(theirs) -> list[tuple[list[int], np.ndarray]]:
+    """(token ids, transformers' log-probabilities after each) of every window."""
     import torch
 
     model, tokenizer = theirs
+    with torch.no_grad():
+        return [(ids, log_softmax(model(torch.tensor([ids])).logits[0].numpy())) for ids in windows(tokenizer)]
+
+
+@pytest.mark.parametrize(("scheme", "bar"), [("f32", 1e-8), ("W8A16", 0.01), ("W4A16-g32", 0.5)])
+def test_divergence_on_real_text(scheme: str, bar: float, bundles: dict[str, Path], truth, capsys) -> None:
+    """Mean Kullback-Leibler divergence per token from transformers' float32, on 2,000 tokens of real text.
+
+    The bars stop a regression; LOG.md says why W8A16 stands at 0.006 here, and not below 0.005.
+    """
     engine, total, agree = Engine(bundles[scheme]), 0.0, 0
-    for ids in windows(tokenizer):
-        with torch.no_grad():
-            p = log_softmax(model(torch.tensor([ids])).logits[0].numpy())
+    for ids, p in truth:
         engine.truncate(0)
         q = log_softmax(engine.prefill(ids, want=len(ids)))
         total += float((np.exp(p) * (p - q)).sum())
         agree += int((p.argmax(-1) == q.argmax(-1)).sum())
     engine.close()
     with capsys.disabled():
-        print(
-            f"\n  SmolLM2-135M {scheme}: mean KL {total / 2000:.6f} on 2000 tokens, same top token {agree / 20:.1f} %"
-        )
+        print(f"\n  SmolLM2-135M {scheme}: mean KL {total / 2000:.6f}, same top token {agree / 20:.1f} %")
     assert 0 <= total / 2000 < bar
+
+
+def test_threads_do_not_change_a_logit(bundles: dict[str, Path], truth) -> None:
+    ids = truth[0][0][:200]
+    engines = [Engine(bundles["W8A16"], threads=n) for n in (1, 2, 3)]
+    first, *rest = [(e.prefill(ids, want=7), e.decode(5)) for e in engines]
+    for prefill, decode in rest:
+        np.testing.assert_array_equal(prefill, first[0])
+        np.testing.assert_array_equal(decode, first[1])
