@@ -213,20 +213,75 @@ def test_a_cancelled_answer_stays_as_far_as_it_came(tmp_path: Path) -> None:
     assert follow.timings.reused_tokens >= stream.answer.timings.prompt_tokens + len(stream.answer.tokens) - 1
 
 
-def test_a_stream_left_alone_frees_the_model(tmp_path: Path) -> None:
+def test_a_stream_let_go_frees_the_model(tmp_path: Path) -> None:
     model = fake_model(tmp_path, never_stop=True)
     session = model.chat()
     for _piece in session.stream("one", max_tokens=50):
         break
-    assert session.send("two", **QUIET).stop_reason == "length"  # the stream before was closed, its words were kept
-    assert len(session.messages) == 4
-    other = model.stream("x", max_tokens=5)
-    next(other)
-    with pytest.raises(UsageError, match="another answer"):
-        model.generate("y", **QUIET)
-    other.close()
-    assert other.answer is not None
-    assert model.generate("y", **QUIET).tokens
+    assert not model._lock.locked()
+    assert [m.role for m in session.messages] == ["user", "assistant"]  # its words were kept
+    with pytest.raises(ZeroDivisionError):
+        for _piece in model.stream("x", max_tokens=50):
+            raise ZeroDivisionError
+    found: list[Any] = []
+    other = threading.Thread(target=lambda: found.append(model.generate("y", **QUIET)), daemon=True)
+    other.start()
+    other.join(10)
+    assert found[0].stop_reason == "length"
+
+
+def test_the_next_answer_of_a_thread_ends_the_one_it_left(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, never_stop=True)
+    left = model.stream("x", max_tokens=50)
+    first = next(left)
+    assert model.generate("y", **QUIET).tokens == fake_model(tmp_path, never_stop=True).generate("y", **QUIET).tokens
+    assert left.answer is not None
+    assert left.answer.stop_reason == "cancelled"
+    assert left.answer.text == first + "".join(left)
+
+
+def test_cancel_frees_a_model_that_another_thread_left(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, never_stop=True)
+    left: list[Any] = []
+
+    def leave() -> None:
+        left.append(model.stream("x", max_tokens=50))
+        next(left[0])
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    model.cancel()
+    assert not model._lock.locked()
+    assert left[0].answer.stop_reason == "cancelled"
+
+
+def test_an_answer_may_not_be_asked_for_inside_another(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, never_stop=True)
+    decode = model.engine.decode
+
+    def nested(token: int) -> np.ndarray:
+        with pytest.raises(UsageError, match="another answer"):
+            model.generate("y", **QUIET)
+        return decode(token)
+
+    model.engine.decode = nested
+    model.generate("x", **QUIET)
+    assert not model._lock.locked()
+
+
+def test_a_program_may_end_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    models.tiny_qwen2(tmp_path / "hf")
+    bundle = compiled(tmp_path / "hf", tmp_path / "bundle")
+    code = f"""import eyespot
+model = eyespot.load({str(bundle)!r})
+stream = model.stream("x", max_tokens=400, temperature=1.0, seed=1)
+next(stream)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_a_model_closes_though_an_answer_is_half_read(tmp_path: Path) -> None:
@@ -287,6 +342,12 @@ def test_drop_and_reset(model: Model) -> None:
     assert session.send("two", **QUIET).tokens == first.tokens
     session.reset()
     assert (session.messages, session.tokens, session.drop()) == ([], 0, False)
+    for forget in (session.drop, session.reset):  # in the middle of an answer
+        stream = session.stream("three", **QUIET)
+        next(stream)
+        forget()
+        assert list(stream) == []
+        assert session.messages == []
 
 
 def test_answers_that_a_template_changes_are_encoded_anew(tmp_path: Path) -> None:

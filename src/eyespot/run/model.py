@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -73,13 +74,15 @@ def load(path: str | Path, threads: int = 0, ctx_size: int = 0, isa: str = "", v
 
 
 class Model:
-    """An open bundle. Threads take turns; a second answer on the thread that is still streaming one is an error."""
+    """An open bundle. Threads take turns: an answer waits while another thread streams one."""
 
     def __init__(self, bundle: Bundle, engine: EngineLike, processor: Processor) -> None:
         self.bundle, self.engine, self.processor = bundle, engine, processor
         self.cache = Cache(engine, processor.pixels)
         self._lock = threading.Lock()
-        self._stream: Stream | None = None  # the one that holds the lock
+        self._stream: Callable[[], Stream | None] = lambda: (
+            None
+        )  # the one that holds the lock: weak, for it may be let go
         self._owner: int | None = None
 
     @property
@@ -160,15 +163,12 @@ class Model:
         )
 
     def cancel(self) -> None:
-        """Stops the answer that is being made, if any. From any thread."""
-        if (stream := self._stream) is not None:
+        """Ends the answer that is being made, if any; the model is free for the next. From any thread."""
+        if (stream := self._stream()) is not None:
             stream.cancel()
 
     def close(self) -> None:
         """Ends what is being said and gives the memory back. The model is not usable after."""
-        stream = self._stream
-        if stream is not None and self._owner == threading.get_ident():
-            stream.close()  # it waits for its reader, which is us
         self.cancel()
         with self._lock:
             self.engine.close()
@@ -180,19 +180,25 @@ class Model:
         self.close()
 
     def acquire(self, stream: Stream) -> None:
-        """Waits until `stream` may use the engine."""
+        """Waits until `stream` may use the engine. What this thread left half read ends here."""
         if self._owner == threading.get_ident():
-            raise UsageError("another answer is being streamed", cause="exhaust, cancel or close() it first")
+            self.cancel()
+        if self._owner == threading.get_ident():
+            raise UsageError("another answer is being made", cause="this call comes from inside of it")
         self._lock.acquire()
-        self._owner, self._stream = threading.get_ident(), stream
+        self._owner, self._stream = threading.get_ident(), weakref.ref(stream)
 
     def release(self) -> None:
-        self._owner = self._stream = None
+        self._owner, self._stream = None, lambda: None
         self._lock.release()
 
 
 class Stream:
-    """Iterates over the pieces of an answer; once it has ended, `answer` holds all of it."""
+    """Iterates over the pieces of an answer; once it has ended, `answer` holds all of it.
+
+    It has the engine from its first piece to its last, and ends where it is let go: at cancel(), close(), the next
+    answer that its thread asks for, or when nobody refers to it. What was said so far stays.
+    """
 
     def __init__(
         self,
@@ -205,16 +211,37 @@ class Stream:
         on_end: Callable[[Answer], None],
     ) -> None:
         self.answer: Answer | None = None
+        self._turn = threading.Lock()  # of the thread that takes a step
+        self._holds = self._over = self._cancelled = False  # holds: the engine
         self._model, self._prompt, self._sampler, self._max_tokens = model, prompt, sampler, max_tokens
         self._started, self._preprocess_s, self._on_end = started, preprocess_s, on_end
-        self._cancelled = threading.Event()
-        self._pieces: Generator[str, None, None] = self._run()
+        self._stops = frozenset(model.bundle.settings.stop_tokens)
+        self._words = Detokenizer(model.processor.tokenizer, prompt.ids[-8:].tolist() if prompt.raw else ())
+        self._tokens: list[int] = []
+        self._history: list[int] = []  # the prompt's keys and the tokens, once there is a prompt in the cache
+        self._texts: list[str] = []
+        self._rest = ""  # text held back for a character that never became whole
+        self._cost, self._decode_s, self._decoded = Prefill(), 0.0, 0
+        self._first_s: float | None = None
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with self._turn:
+            piece = ""
+            while not piece and not self._over:
+                piece = self._step()
+            if not piece:
+                piece, self._rest = self._rest, ""
+        if self._cancelled:
+            self.cancel()  # it may have come too late for this step, and there need not be another
+        if not piece:
+            raise StopIteration
+        return piece
+
+    def __del__(self) -> None:
+        self.close()
 
     def finish(self) -> Answer:
         """Runs to the end."""
@@ -225,100 +252,94 @@ class Stream:
         return self.answer
 
     def cancel(self) -> None:
-        """Ends the answer at the next step; what was said so far stays. From any thread."""
-        self._cancelled.set()
-        if self._model._stream is self:
+        """Ends the answer, at once while it waits to be read, else at the engine's next block. From any thread."""
+        self._cancelled = True
+        if self._holds:
             self._model.engine.cancel()
+        if self._turn.acquire(blocking=False):
+            try:
+                if self._holds:
+                    self._end("cancelled")
+            finally:
+                self._turn.release()
 
     def close(self) -> None:
-        """Ends the answer now, like cancel(), without another piece."""
-        self._pieces.close()
+        """Ends the answer like cancel() and waits for that; one that has not begun never will."""
+        self.cancel()
+        with self._turn:
+            if self._holds:
+                self._end("cancelled")
+            self._over = True
+
+    def _step(self) -> str:
+        """The text of one more token, "" where it has none yet or the answer ends."""
+        try:
+            if not self._holds:
+                self._model.acquire(self)
+                self._holds = True
+            return self._token()
+        except Cancelled:
+            return self._end("cancelled")
+        except BaseException:
+            self._leave()
+            raise
+
+    def _token(self) -> str:
+        cache, tokens, first = self._model.cache, self._tokens, not self._history
+        started = time.perf_counter()
+        if first:
+            logits, self._cost = cache.prefill(self._prompt, self._check)
+            self._history = self._prompt.keys.tolist()
+        elif len(tokens) == self._max_tokens:
+            return self._end("length")
+        elif cache.past == self._model.ctx_size:
+            return self._end("context")
+        else:
+            self._check()
+            logits = cache.decode(tokens[-1])
+            self._decoded += 1
+        token = self._sampler.pick(logits, self._history)
+        ended, piece = token in self._stops, ""
+        if not ended:
+            tokens.append(token)
+            self._history.append(token)
+            piece = self._words.push(token)
+            self._texts.append(piece)
+        if first:
+            self._first_s = time.perf_counter() - self._started
+        else:
+            self._decode_s += time.perf_counter() - started
+        return self._end("stop") if ended else piece
 
     def _check(self) -> None:
-        if self._cancelled.is_set():
+        if self._cancelled:
             raise Cancelled("cancelled")
 
-    def _run(self) -> Generator[str, None, None]:
-        self._model.acquire(self)
-        try:
-            yield from self._steps()
-        finally:
-            self._model.release()
-
-    def _steps(self) -> Iterator[str]:
-        model, prompt, cache = self._model, self._prompt, self._model.cache
-        stops, room = frozenset(model.bundle.settings.stop_tokens), model.ctx_size
-        words = Detokenizer(model.processor.tokenizer, prompt.ids[-8:].tolist() if prompt.raw else ())
-        tokens: list[int] = []
-        texts: list[str] = []
-        cost, first, decoding, steps, reason = Prefill(), None, 0.0, 0, "cancelled"
-        try:
-            history = prompt.keys.tolist()
-            logits, cost = cache.prefill(prompt, self._check)
-            step = time.perf_counter()
-            while True:
-                token = self._sampler.pick(logits, history)
-                if first is None:
-                    step = time.perf_counter()
-                    first = step - self._started
-                if token in stops:
-                    reason = "stop"
-                    break
-                tokens.append(token)
-                history.append(token)
-                piece = words.push(token)
-                decoding += time.perf_counter() - step
-                if piece:
-                    texts.append(piece)
-                    yield piece
-                step = time.perf_counter()
-                if len(tokens) == self._max_tokens:
-                    reason = "length"
-                    break
-                if cache.past == room:
-                    reason = "context"
-                    break
-                self._check()
-                logits = cache.decode(token)
-                steps += 1
-            decoding += time.perf_counter() - step
-        except Cancelled:
-            pass
-        except GeneratorExit:
-            self._end(tokens, texts, words, reason, cost, first, steps, decoding)
-            raise
-        rest = self._end(tokens, texts, words, reason, cost, first, steps, decoding)
-        if rest:
-            yield rest
-
-    def _end(
-        self,
-        tokens: list[int],
-        texts: list[str],
-        words: Detokenizer,
-        reason: str,
-        cost: Prefill,
-        first: float | None,
-        steps: int,
-        decoding: float,
-    ) -> str:
-        """Writes the answer down and returns the text that was held back."""
-        rest = words.flush()
+    def _end(self, reason: str) -> str:
+        """Writes the answer down and lets the engine go."""
+        self._rest = self._words.flush()
         timings = Timings(
-            preprocess_s=self._preprocess_s + cost.preprocess_s,
-            encode_s=cost.encode_s,
+            preprocess_s=self._preprocess_s + self._cost.preprocess_s,
+            encode_s=self._cost.encode_s,
             prompt_tokens=len(self._prompt.ids),
-            reused_tokens=cost.reused,
-            prefill_s=cost.prefill_s,
-            first_token_s=first,
-            decode_tokens=steps,
-            decode_s=decoding,
+            reused_tokens=self._cost.reused,
+            prefill_s=self._cost.prefill_s,
+            first_token_s=self._first_s,
+            decode_tokens=self._decoded,
+            decode_s=self._decode_s,
             total_s=time.perf_counter() - self._started,
         )
-        text = "".join(texts) + rest
-        self.answer = Answer(text, tuple(tokens), reason, self._sampler.seed, cost.images, timings)
+        text = "".join(self._texts) + self._rest
+        self.answer = Answer(text, tuple(self._tokens), reason, self._sampler.seed, self._cost.images, timings)
+        self._leave()
         self._on_end(self.answer)
-        return rest
+        return ""
+
+    def _leave(self) -> None:
+        self._over = True
+        if self._holds:
+            self._holds = False
+            self._model.release()
 
 
 class _Later:

@@ -6,7 +6,8 @@ Knows messages and prompts; what of them the engine's cache already holds is the
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from eyespot.run.answer import Answer
@@ -25,7 +26,7 @@ class Session:
         self.model = model
         self._system = [] if system is None else [model.processor.message("system", system)]
         self._turns: list[tuple[Message, Message, Prompt]] = []  # user, assistant, and all that was said up to here
-        self._stream: Stream | None = None
+        self._stream: Callable[[], Stream | None] = lambda: None  # weak, for it may be let go
 
     @property
     def messages(self) -> list[Message]:
@@ -43,8 +44,7 @@ class Session:
 
     def stream(self, text: str, images: Sequence[Source] = (), **options: Unpack[Options]) -> Stream:
         """Says `text`, with pictures; the answer piece by piece. Errors as of Model.stream()."""
-        if self._stream is not None:
-            self._stream.close()  # if it was left before its end: what was said so far stays
+        self._settle()
         started = time.perf_counter()
         processor = self.model.processor
         user = processor.message("user", text, images)
@@ -56,11 +56,18 @@ class Session:
                 said = processor.message("assistant", answer.text)
                 self._turns.append((user, said, prompt.extended(processor.mark(answer.text), answer.tokens)))
 
-        self._stream = self.model.answer(prompt, started, options, read, end)
-        return self._stream
+        stream = self.model.answer(prompt, started, options, read, end)
+        self._stream = weakref.ref(stream)
+        return stream
+
+    def _settle(self) -> None:
+        """Ends the answer that was left before its end: what was said so far stays."""
+        if (stream := self._stream()) is not None:
+            stream.close()
 
     def drop(self) -> bool:
-        """Takes the last turn back, question and answer. False when there is none."""
+        """Takes the last turn back, question and answer, though it is still being said. False when there is none."""
+        self._settle()
         if self._turns:
             self._turns.pop()
             return True
@@ -68,4 +75,5 @@ class Session:
 
     def reset(self) -> None:
         """Forgets all turns."""
+        self._settle()
         self._turns.clear()
