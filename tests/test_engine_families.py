@@ -1,6 +1,6 @@
 """Every family from a checkpoint to the engine's tokens, against transformers: nothing quantized, so all must agree.
 
-The models are test_families' (all of models.TINY, every rope rule, windows, names and ties), with its weights of the day.
+The models are test_families': all of models.TINY, rope rules, windows, names and ties, with its weights of the day.
 """
 
 from __future__ import annotations
