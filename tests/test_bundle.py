@@ -22,6 +22,7 @@ from eyespot.compile.schedule import plan
 from eyespot.errors import EyespotError, UsageError
 from eyespot.program import Program, verify
 from test_program import toy
+from test_tensorfile import denied, hurried
 
 PROGRAM = toy(2)
 SETTINGS = Settings(64, stop_tokens=(3,), bos=1)
@@ -145,12 +146,50 @@ def test_newer_program_is_named_when_hashes_are_not_asked(tmp_path: Path) -> Non
 
 def test_wrong_paths(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for path, fault in (("nothing", "no such bundle"), ("file", "is a file"), (".", "no readable manifest.json")):
+    for path, fault in (
+        ("nothing", "no such bundle"),
+        ("file", "is a file"),
+        (".", r"manifest.json: cannot be read \(No such file"),
+    ):
         with pytest.raises(UsageError, match=fault):
             open_bundle(tmp_path / path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="names no format"):
         open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json"])
+def test_a_pipe_in_place_of_a_file_is_told_at_once(tmp_path: Path, name: str) -> None:
+    out = make(tmp_path / "b")
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    with hurried(), pytest.raises(EyespotError, match=f"{name}: not a regular file"):
+        open_bundle(out)
+    if name == "manifest.json":
+        with hurried(), pytest.raises(UsageError, match="not a bundle is never replaced"):
+            make(out)
+
+
+def test_paths_that_lead_nowhere_are_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed directory above, a name too long, a null byte, a working directory that is gone: one line each."""
+    for path in (tmp_path / ("x" * 300), Path("a\0b")):
+        for call in (open_bundle, make):
+            with pytest.raises(UsageError, match=r"no such bundle|cannot be (opened|created)") as caught:
+                call(path)
+            assert "\n" not in str(caught.value)
+    (tmp_path / "closed" / "b").mkdir(parents=True)
+    with denied(tmp_path / "closed"):
+        with pytest.raises(UsageError, match=r"cannot be opened \(Permission denied\)"):
+            open_bundle(tmp_path / "closed" / "b")
+        with pytest.raises(UsageError, match=r"cannot be created \(Permission denied\)"):
+            make(tmp_path / "closed" / "b")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UsageError, match="no such bundle"):
+        open_bundle("b")
+    with pytest.raises(UsageError, match=r"b: cannot be created \(No such file"):
+        make(Path("b"))
 
 
 def test_a_bundle_is_hashed_once_a_machine(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +324,20 @@ def test_a_failure_leaves_the_old_bundle(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert open_bundle(tmp_path / "b", verify=True).manifest["source"] == {"fill": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "cache"]
+
+
+def test_a_failure_takes_the_directories_it_made_along(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), BundleWriter(tmp_path / "a" / "b" / "c"):
+        raise ZeroDivisionError
+    with pytest.raises(UsageError, match="cannot be created here"):
+        BundleWriter(tmp_path / "a" / "b" / ("x" * 250)).__enter__()  # the bundle's own name fits, a draft's does not
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ZeroDivisionError), BundleWriter(tmp_path / "mine" / "a" / "b" / "c"):
+        (tmp_path / "mine" / "a" / "note").write_text("another program's")
+        raise ZeroDivisionError
+    assert [p.name for p in (tmp_path / "mine" / "a").iterdir()] == ["note"]
+    assert open_bundle(make(tmp_path / "d" / "e" / "f")).verified
 
 
 def test_too_small_a_disk_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

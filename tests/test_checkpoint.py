@@ -19,6 +19,7 @@ from eyespot import limits
 from eyespot.checkpoint import check_tokenizer, open_checkpoint, tokenizer_json
 from eyespot.checkpoint.source import HUB_FILES, HUB_NOT
 from eyespot.errors import EyespotError, UsageError
+from test_tensorfile import hurried
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 6, "rope_scaling": None}
 VOCAB = {"a": 0, "b": 1, "ab": 2, "Ġ": 3, "Ġab": 4}
@@ -232,7 +233,8 @@ from eyespot.checkpoint import open_checkpoint
 from eyespot.errors import EyespotError
 for source in sys.argv[1:]:
     try:
-        print(len(open_checkpoint(source).tensors))
+        checkpoint = open_checkpoint(source)
+        print(len(checkpoint.tensors), checkpoint.name)
     except EyespotError as error:
         print(error.exit_code, error)
 """
@@ -241,10 +243,29 @@ for source in sys.argv[1:]:
     env["PYTHONPATH"] = str(Path(__file__).parent.parent / "src")
     result = subprocess.run([sys.executable, "-c", code, *sources], env=env, capture_output=True, text=True, check=True)
     lines = result.stdout.splitlines()
-    assert lines[:2] == ["3", "3"]
+    assert lines[:2] == [f"3 org/tiny@{sha}", "3 org/tiny@v1"]
     assert re.match(r"2 org/tiny@v2: no such path, and the hub does not give it; found \w+", lines[2])
     assert re.match(r"2 org/none: no such path, and the hub does not give it; found \w+", lines[3])
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.gguf"])
+def test_a_pipe_in_place_of_a_file_is_told_at_once(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    if name == "model.gguf":
+        (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / name)
+    with hurried(), pytest.raises(EyespotError, match=f"^{name}: not a regular file$"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_is_called_as_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "SmolLM2")
+    assert open_checkpoint(tmp_path / "SmolLM2").name == "SmolLM2"
+    monkeypatch.chdir(tmp_path / "SmolLM2")
+    for source in (".", "model.safetensors"):
+        assert open_checkpoint(source).name == "SmolLM2"
 
 
 def test_only_what_is_needed_is_downloaded() -> None:

@@ -1,7 +1,11 @@
 """Safetensors: what we write the library reads and the other way round; damaged headers give one-line errors."""
 
 import json
+import os
 import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +116,60 @@ def test_lengths_are_checked_before_anything_is_read(tmp_path: Path) -> None:
         tensorfile.read_header(tmp_path / "short.safetensors")
     with pytest.raises(EyespotError, match="cannot be read"):
         tensorfile.read_header(tmp_path / "nothing.safetensors")
+
+
+@contextmanager
+def hurried(seconds: int = 10) -> Iterator[None]:
+    """What hangs fails: the call it hangs in ends with an error that is not the one expected."""
+
+    def alarm(number: int, frame: object) -> None:
+        raise TimeoutError(f"still running after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def denied(directory: Path) -> Iterator[None]:
+    """`directory` closed to this user; root, whom nothing is denied, is nobody meanwhile."""
+    root = os.geteuid() == 0
+    directory.chmod(0)
+    try:
+        if root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        directory.chmod(0o755)
+
+
+READERS = {"json": tensorfile.read_json, "header": tensorfile.read_header, "tensors": tensorfile.TensorFile}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_file_is_told_at_once_and_with_its_own_cause(tmp_path: Path, reader: str) -> None:
+    read = READERS[reader]
+    os.mkfifo(tmp_path / "pipe")
+    with hurried(), pytest.raises(EyespotError, match=r"^pipe: not a regular file$"):
+        read(tmp_path / "pipe")
+    with pytest.raises(
+        EyespotError, match=r"^none: cannot be read \(No such file or directory\); likely cause: no such"
+    ):
+        read(tmp_path / "none")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "file").write_bytes(item())
+    with denied(tmp_path / "closed"), pytest.raises(EyespotError, match=r"\(Permission denied\).*this user may not"):
+        read(tmp_path / "closed" / "file")
+    with pytest.raises(EyespotError, match=r"cannot be read \(File name too long\)$"):
+        read(tmp_path / ("x" * 300))
+    with pytest.raises(EyespotError, match=r"cannot be read \(Is a directory\)$"):
+        read(tmp_path)
 
 
 def test_mutations_never_escape_as_anything_else(tmp_path: Path) -> None:

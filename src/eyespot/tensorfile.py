@@ -6,12 +6,16 @@ its tensor, and because parts are written tensor by tensor while the next one is
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,40 +83,59 @@ def parse_json(data: bytes, what: str) -> Any:
 _NOT_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`; EyespotError when it is missing, too large or malformed."""
+@contextmanager
+def reading(path: Path) -> Iterator[BufferedReader]:
+    """`path`, open to be read. EyespotError unless it is a regular file: a pipe or a device might never end."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(limits.JSON_BYTES + 1)
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise EyespotError(f"{path.name}: not a regular file")
+            yield file
     except OSError as error:
-        raise EyespotError(
-            f"{path.name}: cannot be read ({error.strerror})", cause=f"no such file in {path.parent}"
-        ) from None
-    if len(data) > limits.JSON_BYTES:
-        raise EyespotError(f"{path.name}: too large", expected=f"at most {limits.JSON_BYTES} bytes")
-    return parse_json(data, path.name)
+        cause = f"no such file in {path.parent}" if error.errno == errno.ENOENT else CAUSES.get(error.errno or 0)
+        raise EyespotError(f"{path.name}: cannot be read ({error.strerror})", cause=cause) from None
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody writes to opens at once
+
+
+CAUSES = {
+    errno.EACCES: "this user may not read it, or a directory above it",
+    errno.EPERM: "this user may not read it, or a directory above it",
+    errno.ENOMEM: "the machine has no memory left for it",
+}
+
+
+def read_bytes(path: Path, limit: int = limits.JSON_BYTES) -> bytes:
+    """All of `path`; EyespotError when it cannot be read or has more than `limit` bytes."""
+    with reading(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise EyespotError(f"{path.name}: too large", expected=f"at most {limit} bytes")
+    return data
+
+
+def read_json(path: Path, limit: int = limits.JSON_BYTES) -> Any:
+    """The JSON value in `path`; EyespotError when it is missing, too large or malformed."""
+    return parse_json(read_bytes(path, limit), path.name)
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """Entries and metadata of a safetensors file; every size is checked against the file before it is believed."""
     name = path.name
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(8)
-            length = int.from_bytes(head, "little")
-            if len(head) < 8 or length > limits.HEADER_BYTES or 8 + length > size:
-                raise EyespotError(
-                    f"{name}: header does not fit",
-                    found=f"{size} bytes, header of {length}",
-                    expected="a safetensors file",
-                    cause="the file is cut off or is not safetensors",
-                )
-            raw = parse_json(file.read(length), name)
-    except OSError as error:
-        raise EyespotError(
-            f"{name}: cannot be read ({error.strerror})", cause=f"no such file in {path.parent}"
-        ) from None
+    with reading(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > limits.HEADER_BYTES or 8 + length > size:
+            raise EyespotError(
+                f"{name}: header does not fit",
+                found=f"{size} bytes, header of {length}",
+                expected="a safetensors file",
+                cause="the file is cut off or is not safetensors",
+            )
+        raw = parse_json(file.read(length), name)
     if not isinstance(raw, dict):
         raise EyespotError(f"{name}: header is not an object")
     metadata = raw.pop("__metadata__", {})
@@ -167,7 +190,7 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries, self.metadata = read_header(path)
-        with open(path, "rb") as file:
+        with reading(path) as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def raw(self, name: str) -> Array:

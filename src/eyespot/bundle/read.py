@@ -5,6 +5,7 @@ Every byte is taken as hostile. Knows the manifest, config.json and the outline 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,12 +21,13 @@ from eyespot.bundle.settings import Settings
 from eyespot.errors import EyespotError, UsageError
 from eyespot.program import FORMAT as PROGRAM_FORMAT
 from eyespot.program import Info
-from eyespot.tensorfile import parse_json, read_json
+from eyespot.tensorfile import parse_json, read_bytes, read_json, reading
 
 FORMAT = 1  # of manifest.json
 MANIFEST, PROGRAM, CONFIG = "manifest.json", "program.json", "config.json"
 FAST_TOKENIZER = "tokenizer.safetensors"  # what tokenizer.json says, in the form of bundle/byte_bpe.py
 FILES = limits.LAYERS + 64
+A_BUNDLE = "a directory made by 'eyespot compile'"
 
 Verify = bool | Literal["auto"]
 Stamp = dict[str, list[int]]  # file name -> size, mtime_ns, inode
@@ -113,11 +115,8 @@ def check_hashes(path: Path, files: Mapping[str, File]) -> None:
     from concurrent.futures import ThreadPoolExecutor  # only here: a bundle seen before opens without it
 
     def changed(name: str) -> bool:
-        try:
-            with open(path / name, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() != files[name].sha256
-        except OSError as error:
-            raise EyespotError(f"{name}: cannot be read ({error.strerror})") from None
+        with reading(path / name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() != files[name].sha256
 
     largest_first = sorted(files, key=lambda name: -files[name].bytes)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -138,19 +137,12 @@ def remember(path: Path) -> None:
 
 
 def _manifest(path: Path) -> tuple[bytes, dict[str, Any]]:
-    if not path.is_dir():
-        what = "is a file, not a bundle" if path.exists() else "no such bundle"
-        raise UsageError(f"{path}: {what}", expected="a directory made by 'eyespot compile'")
+    if (fault := _no_directory(path)) is not None:
+        raise UsageError(f"{path}: {fault}", expected=A_BUNDLE)
     try:
-        with open(path / MANIFEST, "rb") as file:
-            data = file.read(limits.HEADER_BYTES + 1)
-    except OSError as error:
-        raise UsageError(
-            f"{path}: not a bundle: no readable {MANIFEST} ({error.strerror})",
-            expected="a directory made by 'eyespot compile'",
-        ) from None
-    if len(data) > limits.HEADER_BYTES:
-        raise EyespotError(f"{MANIFEST}: too large", expected=f"at most {limits.HEADER_BYTES} bytes")
+        data = read_bytes(path / MANIFEST, limits.HEADER_BYTES)
+    except EyespotError as error:
+        raise UsageError(f"{path}: not a bundle: {error.what}", expected=A_BUNDLE, cause=error.cause) from None
     manifest = parse_json(data, MANIFEST)
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise UsageError(f"{path}: not a bundle: {MANIFEST} names no format")
@@ -160,6 +152,16 @@ def _manifest(path: Path) -> tuple[bytes, dict[str, Any]]:
     if not isinstance(manifest.get("report"), dict | None):
         raise EyespotError(f"{MANIFEST}: 'report' is malformed", expected="an object or null")
     return data, manifest
+
+
+def _no_directory(path: Path) -> str | None:
+    """Why `path` cannot be looked into; None when it can."""
+    try:
+        return None if stat.S_ISDIR(os.stat(path).st_mode) else "is a file, not a bundle"
+    except ValueError:  # a null byte
+        return "no such bundle"
+    except OSError as error:
+        return "no such bundle" if error.errno == errno.ENOENT else f"cannot be opened ({error.strerror})"
 
 
 def _check_format(name: str, found: object, known: int) -> None:

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -29,20 +29,22 @@ SPARE_BYTES = 16 << 20  # disk left free beside the bundle: JSON files, director
 
 
 class BundleWriter:
-    """One bundle in the making: `create` its files, `seal` it. Leaving the `with` block unsealed removes all of it.
+    """One bundle in the making: `create` its files, `seal` it. Leaving the `with` block unsealed removes all of it,
+    directories made on the way to `out` too.
 
     Errors: UsageError when `out` is taken by something that is not a bundle; EyespotError when the disk is too small.
     """
 
     def __init__(self, out: Path) -> None:
-        self.out = Path(os.path.realpath(out))  # a link to a bundle stays a link to the new one
+        self.out = check_target(out)
         self.files: dict[str, dict[str, Any]] = {}
         self.path: Path
+        self._made: list[Path] = []  # directories above `out` that were not there, nearest first
         self._lock = -1
 
     def __enter__(self) -> BundleWriter:
-        check_target(self.out)
         try:
+            self._made = [path for path in self.out.parents if not path.exists()]
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
             self.path = Path(tempfile.mkdtemp(dir=self.out.parent, prefix=f"{self._prefix()}{os.getpid()}-"))
@@ -50,6 +52,7 @@ class BundleWriter:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells a live compile from a killed one
             os.chmod(self.path, 0o777 & ~_umask())
         except OSError as error:
+            self._remove_made()
             raise UsageError(f"{self.out}: cannot be created here ({error.strerror})") from None
         return self
 
@@ -58,6 +61,7 @@ class BundleWriter:
     ) -> None:
         os.close(self._lock)
         shutil.rmtree(self.path, ignore_errors=True)  # after seal: the bundle that stood here before, or nothing
+        self._remove_made()
 
     def need(self, size: int) -> None:
         """EyespotError unless the disk takes `size` bytes more; called before anything is written."""
@@ -123,6 +127,11 @@ class BundleWriter:
         remember(self.out)
         return self.out
 
+    def _remove_made(self) -> None:
+        with suppress(OSError):  # not empty: it holds the bundle, or what somebody else put there
+            for path in self._made:
+                path.rmdir()
+
     def _prefix(self) -> str:
         return f".{self.out.name}.tmp-"
 
@@ -167,16 +176,24 @@ class HashedFile(io.RawIOBase):
         return self.size
 
 
-def check_target(out: Path) -> None:
-    """UsageError unless `out` is free, an empty directory, or a bundle that may be replaced."""
-    if not out.exists():
-        if not out.name:
-            raise UsageError("the output path has no name", found=out)
-        return
-    if not out.is_dir():
-        raise UsageError(f"{out}: exists and is not a directory", cause="-o names the bundle's directory")
-    if not any(out.iterdir()):
-        return
+def check_target(out: Path) -> Path:
+    """Where `out` really lies: a link to a bundle stays a link, to the new one.
+
+    UsageError unless it is free, an empty directory, or a bundle that may be replaced.
+    """
+    try:
+        real = Path(os.path.realpath(out))
+        taken = real.exists()
+        if taken and not real.is_dir():
+            raise UsageError(f"{out}: exists and is not a directory", cause="-o names the bundle's directory")
+        if taken and any(real.iterdir()):
+            _check_bundle(real)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise UsageError(f"{out}: cannot be created ({getattr(error, 'strerror', error)})") from None
+    return real
+
+
+def _check_bundle(out: Path) -> None:
     try:
         manifest = read_json(out / MANIFEST)
         ours = isinstance(manifest, dict) and {"format", "eyespot", "files"} <= set(manifest)

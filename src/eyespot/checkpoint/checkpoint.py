@@ -40,10 +40,12 @@ class Storage(Protocol):
 class Checkpoint:
     """An opened checkpoint. `tensors` are Hugging Face names; `config` is config.json as it came (or as GGUF says it).
 
-    `warnings` are one-line findings that do not stop a compile. `files` is filled on first use.
+    `name` is the file's or the directory's; org/name@revision of one that came from a hub. `warnings` are one-line
+    findings that do not stop a compile. `files` is filled on first use.
     """
 
     path: Path
+    name: str
     format: str  # "safetensors" or "gguf"
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from eyespot import limits
 from eyespot.errors import EyespotError
-from eyespot.tensorfile import bf16_to_f32
+from eyespot.tensorfile import bf16_to_f32, reading
 
 Value = int | float | bool | str | list[str] | npt.NDArray[np.generic]
 Metadata = dict[str, Value]
@@ -121,16 +121,11 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with open(path, "rb") as file:
-                size = file.seek(0, 2)
-                if size < 24:
-                    raise EyespotError(
-                        f"{path.name}: not a GGUF file", found=f"{size} bytes", cause="the file is cut off"
-                    )
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise EyespotError(f"{path.name}: cannot be read ({error.strerror})") from None
+        with reading(path) as file:
+            size = file.seek(0, 2)
+            if size < 24:
+                raise EyespotError(f"{path.name}: not a GGUF file", found=f"{size} bytes", cause="the file is cut off")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.metadata, self.tensors = self._header()
 
     def _header(self) -> tuple[Metadata, dict[str, GgufTensor]]:

@@ -115,7 +115,7 @@ def open_gguf(path: Path) -> Checkpoint:
         tensors[key] = TensorInfo(tensor.shape, tensor.block.name, path.name)
     heads = _heads(path.name, config, tensors) if arch.pairs else {}
     storage = GgufStorage(file, names, heads)
-    return Checkpoint(path, "gguf", config, tensors, (), storage, lambda: _files(file, name, config))
+    return Checkpoint(path, path.name, "gguf", config, tensors, (), storage, lambda: _files(file, name, config))
 
 
 def _name(stored: str, arch: Arch) -> str:

@@ -6,6 +6,7 @@ Knows where files lie and which to prefer; their contents are read by shards.py,
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from eyespot import limits
 from eyespot.checkpoint import gguf_model, shards, tokenizer
 from eyespot.checkpoint.checkpoint import Checkpoint
 from eyespot.errors import EyespotError, UsageError
-from eyespot.tensorfile import read_json
+from eyespot.tensorfile import read_json, reading
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?", re.ASCII)
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
@@ -36,16 +37,19 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             return _open_file(path)
         if path.is_dir():
             return _open_directory(path)
+        match = HUB_ID.fullmatch(str(source))
+        if match is None:
+            raise UsageError(
+                f"{source}: no such file or directory", expected="a path that exists, or a hub id org/name"
+            )
+        snapshot = _snapshot(match[1], match[2])  # a directory named by its commit
+        return replace(_open_directory(snapshot), name=f"{match[1]}@{match[2] or snapshot.name}")
     except OSError as error:
         raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
-    match = HUB_ID.fullmatch(str(source))
-    if match is None:
-        raise UsageError(f"{source}: no such file or directory", expected="a path that exists, or a hub id org/name")
-    return _open_directory(_snapshot(match[1], match[2]))
 
 
 def _open_file(path: Path) -> Checkpoint:
-    with open(path, "rb") as file:
+    with reading(path) as file:
         magic = file.read(4)
     if magic == b"GGUF":
         return gguf_model.open_gguf(path)
@@ -85,6 +89,7 @@ def _safetensors(directory: Path, name: str) -> Checkpoint:
     config = _config(directory / "config.json")
     return Checkpoint(
         directory,
+        directory.absolute().name,
         "safetensors",
         config,
         tensors,
@@ -95,11 +100,7 @@ def _safetensors(directory: Path, name: str) -> Checkpoint:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    if path.is_file() and path.stat().st_size > CONFIG_BYTES:
-        raise EyespotError(
-            f"{path.name}: too large", found=path.stat().st_size, expected=f"at most {CONFIG_BYTES} bytes"
-        )
-    config = read_json(path)
+    config = read_json(path, CONFIG_BYTES)
     if not isinstance(config, dict):
         raise EyespotError(f"{path.name}: not an object", found=type(config).__name__)
     return config

@@ -19,7 +19,7 @@ from eyespot.checkpoint.checkpoint import Checkpoint
 from eyespot.checkpoint.gguf import Metadata
 from eyespot.checkpoint.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from eyespot.errors import EyespotError
-from eyespot.tensorfile import parse_json, read_json
+from eyespot.tensorfile import parse_json, read_bytes, read_json
 
 SIDE_FILES = (  # carried along unread
     "tokenizer.json",
@@ -127,7 +127,7 @@ def check_tokenizer(tokenizer: bytes, vocab_size: int) -> None:
 
 def directory_files(directory: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
     """Side files of a checkpoint directory by name; tokenizer.json is built when it is only there in an older form."""
-    files = {name: _read(directory / name) for name in SIDE_FILES if (directory / name).is_file()}
+    files = {name: read_bytes(directory / name) for name in SIDE_FILES if (directory / name).is_file()}
     if "tokenizer.json" not in files:
         settings = _object(directory / "tokenizer_config.json")
         added = _added_tokens(directory, settings)
@@ -189,7 +189,7 @@ def _numbers(name: str, metadata: Metadata, key: str, count: int) -> list[float]
 
 
 def _from_sentencepiece(path: Path, settings: Mapping[str, Any], added: dict[int, Added]) -> bytes:
-    model = sentencepiece.parse(_read(path), path.name)
+    model = sentencepiece.parse(read_bytes(path), path.name)
     texts = dict(enumerate(model.texts))
     for i, kind in enumerate(model.types):
         if kind in SPECIAL or kind == USER_DEFINED:
@@ -216,7 +216,7 @@ def _from_vocab(
         raise EyespotError(
             "tokenizer_config.json: unknown tokenizer_class for vocab.json", found=str(kind), expected=expected
         )
-    lines = _decode(_read(directory / "merges.txt"), "merges.txt").split(
+    lines = _decode(read_bytes(directory / "merges.txt"), "merges.txt").split(
         "\n"
     )  # not splitlines: U+0085 is a token's text
     merges = [_pair(line, "merges.txt") for line in lines if line.strip() and not line.startswith("#version")]
@@ -368,17 +368,6 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EyespotError(f"{path.name}: not an object", found=type(value).__name__)
     return value
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(limits.JSON_BYTES + 1)
-    except OSError as error:
-        raise EyespotError(f"{path.name}: cannot be read ({error.strerror})") from None
-    if len(data) > limits.JSON_BYTES:
-        raise EyespotError(f"{path.name}: too large", expected=f"at most {limits.JSON_BYTES} bytes")
-    return data
 
 
 def _decode(data: bytes, name: str) -> str:
