@@ -158,8 +158,19 @@ def test_bad_paths(tmp_path: Path) -> None:
     for path in (tmp_path / "none.png", tmp_path, tmp_path / "pipe", "/dev/zero", "a\0b"):
         with pytest.raises(UsageError, match="picture"):
             images.load(path)
+    with pytest.raises(UsageError, match="the path is wrong"):
+        images.load(tmp_path / "none.png")
+    with pytest.raises(UsageError, match=r"\(Too many levels of symbolic links\)$"):  # the cause is known: no guess
+        os.symlink("loop", tmp_path / "loop")
+        images.load(tmp_path / "loop")
     with pytest.raises(UsageError, match="wrong type"):
         images.load(3)  # type: ignore[arg-type]
+
+
+def test_a_picture_has_a_printable_name(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[2J\nb.png"
+    path.write_bytes(encoded(noise(9, 9), "PNG"))
+    assert images.load(path).name == r"a\x1b[2J\nb.png"
 
 
 @settings(max_examples=300, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -362,11 +363,69 @@ def test_answers_that_a_template_changes_are_encoded_anew(tmp_path: Path) -> Non
 
 
 def test_options_are_checked(model: Model) -> None:
-    for wrong in ({"max_tokens": 0}, {"temperatur": 1.0}, {"top_p": 2.0}, {"seed": -1}):
-        with pytest.raises(UsageError, match=next(iter(wrong))):
-            model.generate("x", **wrong)
+    wrong = {"max_tokens": 0, "temperatur": 1.0, "top_p": 2.0, "seed": -1, "top_k": np.float32(4), "min_p": True}
+    for name, value in wrong.items():
+        with pytest.raises(UsageError, match=name):
+            model.generate("x", **{name: value})
     with pytest.raises(UsageError, match="raw prompt"):
         model.generate([{"role": "user", "content": "x"}], raw=True)
+
+
+def test_numbers_may_be_numpys_and_none_is_the_default(model: Model) -> None:
+    plain = model.generate("x", max_tokens=8, temperature=0.5, top_k=7, seed=3)
+    same = model.generate(
+        "x", max_tokens=np.int64(8), temperature=np.float32(0.5), top_k=np.int32(7), seed=np.uint8(3), min_p=None
+    )
+    assert same.tokens == plain.tokens
+    assert (same.seed, type(same.seed)) == (3, int)
+    full = model.generate("x", max_tokens=None, temperature=0.0)
+    assert full.tokens == model.generate("x", max_tokens=256, temperature=0.0).tokens
+
+
+def test_max_tiles_cuts_pictures_into_fewer(tmp_path: Path) -> None:
+    model = fake_model(tmp_path)
+    with pytest.raises(EyespotError, match="--max-tiles"):
+        model.generate("hi", [noise(800, 600)] * 10)  # 13 tiles each, four tokens a tile
+    answer = model.generate("hi", [noise(800, 600)] * 10, max_tiles=4, **QUIET)
+    assert [image.tiles for image in answer.images] == [5] * 10
+    assert model.generate("hi", [noise(800, 600)], raw=True, max_tiles=1, **QUIET).image_tokens == 4
+    session = model.chat()
+    assert session.send("one", [noise(800, 600)], max_tiles=4, **QUIET).image_tokens == 20
+    assert session.send("two", [noise(800, 600, 1)], max_tiles=1, **QUIET).image_tokens == 24  # the first stays as cut
+    for wrong in (0, 1000, "4"):
+        with pytest.raises(UsageError, match="max_tiles"):
+            model.generate("hi", [noise(9, 9)], max_tiles=wrong)
+
+
+def test_a_full_conversation_says_what_helps(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, never_stop=True)
+    session = model.chat()
+    assert session.send("one", max_tokens=1000).stop_reason == "context"
+    assert session.tokens == model.ctx_size
+    with pytest.raises(EyespotError, match=r"\(/drop, /reset\)"):
+        session.send("two")
+    session.reset()
+    with pytest.raises(EyespotError, match="shorten it"):
+        session.send("word " * 600)
+
+
+def test_arguments_of_load_are_checked(tmp_path: Path) -> None:
+    models.tiny_qwen2(tmp_path / "hf")
+    bundle = compiled(tmp_path / "hf", tmp_path / "bundle")
+    wrong = {"threads": "2", "ctx_size": 1.5, "isa": None, "verify": "yes", "path": 5}
+    for name, value in wrong.items():
+        with pytest.raises(UsageError, match=name):
+            eyespot.load(**{"path": bundle, name: value})
+    with pytest.raises(UsageError, match="UTF-8"):
+        eyespot.load(bundle.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
+
+
+def test_a_broken_template_leaves_raw_text(tmp_path: Path) -> None:
+    bundle = fake_bundle(tmp_path, "{% if")
+    model = Model(bundle, FakeEngine(), load_processor(bundle))
+    assert model.generate("x", raw=True, **QUIET).tokens
+    with pytest.raises(EyespotError, match="chat template cannot be compiled"):
+        model.generate("x", **QUIET)
 
 
 def test_features_are_forgotten_by_size() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 OK, FAILED, USAGE, UNSUPPORTED, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130  # exit codes of every verb
 
 
-def _one_line(text: object, limit: int = 400) -> str:
+def one_line(text: object, limit: int = 400) -> str:
     """Hostile text stays on one printable line: control characters escaped, long text cut in the middle."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 4 :]}"
@@ -21,13 +21,13 @@ class EyespotError(Exception):
 
     def __init__(self, what: str, *, found: object = None, expected: object = None, cause: str | None = None) -> None:
         self.what, self.found, self.expected, self.cause = what, found, expected, cause
-        parts = [_one_line(what, 1_000)]  # may be a list of faults
+        parts = [one_line(what, 1_000)]  # may be a list of faults
         if found is not None:
-            parts.append(f"found {_one_line(found)}")
+            parts.append(f"found {one_line(found)}")
         if expected is not None:
-            parts.append(f"expected {_one_line(expected)}")
+            parts.append(f"expected {one_line(expected)}")
         if cause is not None:
-            parts.append(f"likely cause: {_one_line(cause)}")
+            parts.append(f"likely cause: {one_line(cause)}")
         super().__init__("; ".join(parts))
 
 

@@ -5,6 +5,7 @@ A thin skin over eyespot._native. Knows tokens and arrays; text, pictures and sa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eyespot import _native
+from eyespot import _native, limits
 from eyespot.errors import INTERRUPTED, UNSUPPORTED, USAGE, Cancelled, EyespotError, UnsupportedModel, UsageError
+from eyespot.run.arguments import whole
 
 F32 = npt.NDArray[np.float32]
 Trace = Callable[[str, str, F32], None]  # graph, block, the block's last value [rows, columns]
@@ -56,11 +58,17 @@ class Engine:
     """
 
     def __init__(self, path: str | Path, threads: int = 0, ctx_size: int = 0, isa: str = "") -> None:
-        for name, value in (("threads", threads), ("ctx_size", ctx_size)):
-            if not 0 <= value < 1 << 31:
-                raise UsageError(f"{name} is out of range", found=value, expected="0 or more")
+        threads = whole("threads", threads, 0, limits.THREADS)
+        ctx_size = whole("ctx_size", ctx_size, 0, limits.CONTEXT)
+        if not isinstance(isa, str):
+            raise UsageError("isa is not a text", found=repr(isa), expected='"" for the best there is')
+        directory = os.fspath(path)
+        try:
+            directory.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{directory}: the engine opens only paths that are UTF-8") from None
         with _translated():
-            self._engine = _native.Engine(str(path), threads, ctx_size, isa)
+            self._engine = _native.Engine(directory, threads, ctx_size, isa)
         self._info = self._engine.info
 
     @property

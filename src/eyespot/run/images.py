@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from eyespot import limits
-from eyespot.errors import EyespotError, UsageError
+from eyespot.errors import EyespotError, UsageError, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +64,7 @@ def load(source: Source) -> Picture:
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(bytes(source[: limits.IMAGE_FILE_BYTES + 1]), "picture")
     if isinstance(source, str | os.PathLike):
-        return _decode(_read(Path(source)), Path(source).name)
+        return _decode(_read(Path(source)), one_line(Path(source).name))
     if not (hasattr(source, "getexif") and hasattr(source, "convert")):
         raise UsageError(
             "a picture has the wrong type", found=type(source).__name__, expected="a path, bytes or a PIL image"
@@ -80,7 +80,10 @@ def _read(path: Path) -> bytes:
             return file.read(limits.IMAGE_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"picture '{path}' cannot be read ({reason})", cause="the path is wrong") from None
+        wrong = isinstance(error, FileNotFoundError | NotADirectoryError | ValueError)
+        raise UsageError(
+            f"picture '{path}' cannot be read ({reason})", cause="the path is wrong" if wrong else None
+        ) from None
 
 
 def _jpeg() -> Any:

@@ -5,6 +5,7 @@ One Model has one engine and so one sequence; sessions share it, and whichever a
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -17,6 +18,7 @@ from eyespot import limits
 from eyespot.bundle.read import Bundle, Verify, open_bundle
 from eyespot.errors import Cancelled, EyespotError, UsageError
 from eyespot.run.answer import Answer, Timings
+from eyespot.run.arguments import whole
 from eyespot.run.processor import Processor, Prompt, load_processor
 from eyespot.run.sampling import Sampler, Sampling
 from eyespot.run.sequence import EngineLike, Prefill
@@ -31,9 +33,13 @@ Messages = str | Sequence[Mapping[str, Any]]
 
 
 class Options(TypedDict, total=False):
-    """How to answer. What is absent or None comes from the bundle's config.json (seed: drawn; max_tokens: 256)."""
+    """How to answer. What is absent or None comes from the bundle's config.json (seed: drawn; max_tokens: 256).
 
-    max_tokens: int
+    max_tiles: into how many a picture may be cut, the thumbnail not counted; fewer take less context and time.
+    """
+
+    max_tokens: int | None
+    max_tiles: int | None
     seed: int | None
     temperature: float | None
     top_k: int | None
@@ -43,6 +49,7 @@ class Options(TypedDict, total=False):
     repetition_window: int | None
 
 
+OPTIONS = tuple(Options.__annotations__)
 SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
@@ -53,9 +60,10 @@ def load(path: str | Path, threads: int = 0, ctx_size: int = 0, isa: str = "", v
     verify: whether to hash the files; "auto" = when they are new to this machine.
     Errors: UsageError for a wrong path, EyespotError for a damaged bundle, UnsupportedModel for an op unknown here.
     """
-    for name, value, most in (("threads", threads, limits.THREADS), ("ctx_size", ctx_size, limits.CONTEXT)):
-        if not 0 <= value <= most:
-            raise UsageError(f"{name} is out of range", found=value, expected=f"0 to {most}")
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError("the path is not a path", found=type(path).__name__, expected="the directory of a bundle")
+    if verify != "auto" and not isinstance(verify, bool):
+        raise UsageError("verify is unknown", found=repr(verify), expected='True, False or "auto"')
     bundle = open_bundle(path, verify)
     later = _Later(lambda: load_processor(bundle))  # may take a third of a second, while the engine opens
     try:
@@ -107,12 +115,12 @@ class Model:
         """
         started = time.perf_counter()
         if isinstance(prompt, str) and (raw or not self.processor.source):
-            return self.answer(self.processor.raw(prompt, images), started, options)
+            return self.answer(self.processor.raw(prompt, images, options.get("max_tiles")), started, options)
         if raw:
             raise UsageError("a raw prompt is a text", found="messages")
         messages = self.processor.messages(prompt, images)
         read = time.perf_counter() - started if any(m.pictures for m in messages) else 0.0
-        return self.answer(self.processor.chat(messages), started, options, read)
+        return self.answer(self.processor.chat(messages, None, options.get("max_tiles")), started, options, read)
 
     def chat(self, system: str | None = None) -> Session:
         """A conversation that remembers. system: replaces the template's own system prompt."""
@@ -127,30 +135,34 @@ class Model:
         options: Options,
         preprocess_s: float = 0.0,
         on_end: Callable[[Answer], None] = lambda answer: None,
+        before: int = 0,
     ) -> Stream:
-        """The answer to a prompt that is encoded already. started: time.perf_counter() of the call."""
-        unknown = sorted(set(options) - {"max_tokens", "seed", *SAMPLING})
-        if unknown:
-            raise UsageError("unknown option", found=unknown[0], expected=", ".join(("max_tokens", "seed", *SAMPLING)))
+        """The answer to a prompt that is encoded already.
+
+        started: time.perf_counter() of the call. before: how many of the tokens are what was said before.
+        """
+        if unknown := sorted(set(options) - set(OPTIONS)):
+            raise UsageError("unknown option", found=unknown[0], expected=", ".join(OPTIONS))
         given: dict[str, Any] = {name: options.get(name) for name in SAMPLING}
         defaults = Sampling(**{name: getattr(self.bundle.settings.sampling, name) for name in SAMPLING})
         sampling = replace(defaults, **{name: value for name, value in given.items() if value is not None})
-        most = options.get("max_tokens", 256)
-        if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= limits.CONTEXT:
-            raise UsageError("max_tokens is out of range", found=most, expected=f"1 to {limits.CONTEXT}")
-        self._check_room(prompt)
+        most = options.get("max_tokens")
+        most = 256 if most is None else whole("max_tokens", most, 1, limits.CONTEXT)
+        self._check_room(prompt, before)
         image = self.processor.image_token_id
         sampler = Sampler(sampling, options.get("seed"), banned=(image,) if image >= 0 else ())
         return Stream(self, prompt, sampler, most, started, preprocess_s, on_end)
 
-    def _check_room(self, prompt: Prompt) -> None:
+    def _check_room(self, prompt: Prompt, before: int) -> None:
         tokens, image, room = len(prompt.ids), prompt.image_tokens, self.ctx_size
         if tokens <= room:
             return
-        if self.bundle.program.ctx > room:
+        if before and tokens - before <= room:
+            cause = "the conversation is long: drop() its last turn or reset() it (/drop, /reset)"
+        elif self.bundle.program.ctx > room:
             cause = f"ctx_size was set below the {self.bundle.program.ctx} that the bundle was compiled for"
         elif image:
-            cause = "large pictures: lower image.max_tiles in config.json, or compile with a larger --ctx-size"
+            cause = "large pictures: lower --max-tiles (max_tiles=), or compile with a larger --ctx-size"
         else:
             cause = "a long text: shorten it, or compile with a larger --ctx-size"
         count = len(prompt.pictures)

@@ -19,6 +19,7 @@ from eyespot import limits
 from eyespot.bundle.read import Bundle
 from eyespot.errors import EyespotError, UsageError
 from eyespot.run import images, tiling
+from eyespot.run.arguments import whole
 from eyespot.run.images import Picture
 from eyespot.run.tiling import Tiling
 from eyespot.tensorfile import read_json
@@ -212,21 +213,21 @@ class Processor:
 
     # Prompts
 
-    def chat(self, messages: Sequence[Message], after: Prompt | None = None) -> Prompt:
+    def chat(self, messages: Sequence[Message], after: Prompt | None = None, max_tiles: int | None = None) -> Prompt:
         """The prompt of a conversation, ready for the assistant's turn.
 
         after: what was said so far. When the new text begins with it, its tokens stand as they were generated and only
-        the rest is encoded, so that the engine can go on from them.
+        the rest is encoded, so that the engine can go on from them. max_tiles: see tiling().
         """
         turns = [{"role": m.role, "content": m.content} for m in messages]
         with self._lock:
             text = self.dialect.template.render(turns, add_generation_prompt=True, **self.variables)
         pictures = [picture for message in messages for picture in message.pictures]
-        if after is None or not text.startswith(after.text):
-            return self._encode(text, pictures)
-        return self._encode(text, pictures, after)
+        if after is not None and not text.startswith(after.text):
+            after = None
+        return self._encode(text, pictures, after, max_tiles)
 
-    def raw(self, text: str, pictures: Sequence[Source] = ()) -> Prompt:
+    def raw(self, text: str, pictures: Sequence[Source] = (), max_tiles: int | None = None) -> Prompt:
         """The prompt of a text as it is, special tokens included, with the token before it that the bundle names."""
         loaded = [images.load(p) for p in self._eyes(pictures)]
         rule = self.bundle.settings.image
@@ -234,9 +235,12 @@ class Processor:
             raise UsageError("text is too long", found=len(text), expected=f"at most {limits.PROMPT_CHARS} characters")
         if rule is not None and loaded and rule.placeholder not in text:
             text = f"{rule.placeholder}\n" * len(loaded) + text
-        return replace(self._encode(text.encode("utf-8", "replace").decode(), loaded, raw=True), raw=True)
+        text = text.encode("utf-8", "replace").decode()
+        return replace(self._encode(text, loaded, None, max_tiles, raw=True), raw=True)
 
-    def _encode(self, text: str, pictures: list[Picture], after: Prompt | None = None, raw: bool = False) -> Prompt:
+    def _encode(
+        self, text: str, pictures: list[Picture], after: Prompt | None, max_tiles: int | None, raw: bool = False
+    ) -> Prompt:
         rule, start = self.bundle.settings.image, len(after.text) if after else 0
         tail, placed = text[start:], after.pictures if after else ()
         fresh = pictures[len(placed) :]
@@ -254,9 +258,11 @@ class Processor:
             ids = [bos, *ids]
         if not ids and after is None:
             raise UsageError("the prompt is empty")
-        return self._expand(text, ids, fresh, after)
+        return self._expand(text, ids, fresh, [self.tiling(picture, max_tiles) for picture in fresh], after)
 
-    def _expand(self, text: str, ids: list[int], fresh: list[Picture], after: Prompt | None) -> Prompt:
+    def _expand(
+        self, text: str, ids: list[int], fresh: list[Picture], cuts: list[Tiling], after: Prompt | None
+    ) -> Prompt:
         """Each image token becomes as many as its picture has feature rows."""
         token = self.image_token_id
         places = [i for i, id in enumerate(ids) if id == token] if token >= 0 else []
@@ -268,10 +274,9 @@ class Processor:
         start = len(after.ids) if after else 0
         before = after.pictures if after else ()
         short = np.array(ids, np.int32)
-        repeats, cuts = np.ones(len(ids), np.int64), []
-        for place, picture in zip(places, fresh, strict=True):
-            cuts.append(self.tiling(picture))
-            repeats[place] = cuts[-1].tiles * self.bundle.program.info.tile_tokens
+        repeats = np.ones(len(ids), np.int64)
+        for place, cut in zip(places, cuts, strict=True):
+            repeats[place] = cut.tiles * self.bundle.program.info.tile_tokens
         starts, long = np.cumsum(repeats) - repeats, np.repeat(short, repeats)
         keys, placed = long.astype(np.int64), []
         for place, picture, cut in zip(places, fresh, cuts, strict=True):
@@ -282,12 +287,13 @@ class Processor:
             long, keys = np.concatenate([after.ids, long]), np.concatenate([after.keys, keys])
         return Prompt(text, long, keys, (*before, *placed))
 
-    def tiling(self, picture: Picture) -> Tiling:
-        """How the bundle's image rule cuts a picture."""
+    def tiling(self, picture: Picture, max_tiles: int | None = None) -> Tiling:
+        """How the bundle's image rule cuts a picture. max_tiles: None = as it says; counts no thumbnail."""
         rule = self.bundle.settings.image
         if rule is None:
             raise UsageError("this model has no eyes")
-        return tiling.tile(picture.width, picture.height, rule.size, rule.min_tiles, rule.max_tiles, rule.thumbnail)
+        most = rule.max_tiles if max_tiles is None else whole("max_tiles", max_tiles, rule.min_tiles, limits.TILES)
+        return tiling.tile(picture.width, picture.height, rule.size, rule.min_tiles, most, rule.thumbnail)
 
     def _number(self, picture: Picture, cut: Tiling) -> int:
         """The same for the same pixels cut the same way, different for all others."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from eyespot import limits
-from eyespot.errors import EyespotError, UsageError
+from eyespot.errors import EyespotError
+from eyespot.run.arguments import real, whole
 
 F32 = npt.NDArray[np.float32]
 
@@ -37,25 +38,17 @@ class Sampling:
     repetition_window: int = 0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in BOUNDS.items():
-            value = getattr(self, name)
-            whole = name in ("top_k", "repetition_window")
-            kinds = int if whole else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:  # NaN fails too
-                raise UsageError(
-                    f"{name} is out of range",
-                    found=value,
-                    expected=f"{'a whole number' if whole else 'a number'} from {low} to {high}",
-                )
+        for name, (kind, low, high) in BOUNDS.items():
+            object.__setattr__(self, name, kind(name, getattr(self, name), low, high))
 
 
-BOUNDS: dict[str, tuple[float, float]] = {
-    "temperature": (0, 100),
-    "top_k": (0, limits.VOCAB),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "repetition_penalty": (0.01, 100),
-    "repetition_window": (0, limits.CONTEXT),
+BOUNDS: dict[str, tuple[Callable[..., float], float, float]] = {
+    "temperature": (real, 0, 100),
+    "top_k": (whole, 0, limits.VOCAB),
+    "top_p": (real, 0, 1),
+    "min_p": (real, 0, 1),
+    "repetition_penalty": (real, 0.01, 100),
+    "repetition_window": (whole, 0, limits.CONTEXT),
 }
 BLOCK = 512
 
@@ -67,10 +60,8 @@ class Sampler:
     """
 
     def __init__(self, sampling: Sampling, seed: int | None = None, banned: Sequence[int] = ()) -> None:
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64):
-            raise UsageError("seed is out of range", found=seed, expected="0 to 2^64 - 1")
         self.sampling = sampling
-        self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
+        self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else whole("seed", seed, 0, (1 << 64) - 1)
         self._random: np.random.Generator | None = None  # made at the first draw: greedy answers do without the import
         self._banned = list(banned)
         self._all = np.arange(0)  # every id; kept, for a fresh megabyte a token costs more than the exponentials

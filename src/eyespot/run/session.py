@@ -35,8 +35,8 @@ class Session:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the context that the conversation takes."""
-        return len(self._turns[-1][2].ids) if self._turns else 0
+        """Tokens of the context that the conversation takes; the last one of a full context needs no room."""
+        return min(len(self._turns[-1][2].ids), self.model.ctx_size) if self._turns else 0
 
     def send(self, text: str, images: Sequence[Source] = (), **options: Unpack[Options]) -> Answer:
         """Says `text`, with pictures; the whole answer."""
@@ -49,14 +49,15 @@ class Session:
         processor = self.model.processor
         user = processor.message("user", text, images)
         read = time.perf_counter() - started if images else 0.0
-        prompt = processor.chat([*self.messages, user], self._turns[-1][2] if self._turns else None)
+        after = self._turns[-1][2] if self._turns else None
+        prompt = processor.chat([*self.messages, user], after, options.get("max_tiles"))
 
         def end(answer: Answer) -> None:
             if answer.tokens or answer.stop_reason != "cancelled":
                 said = processor.message("assistant", answer.text)
                 self._turns.append((user, said, prompt.extended(processor.mark(answer.text), answer.tokens)))
 
-        stream = self.model.answer(prompt, started, options, read, end)
+        stream = self.model.answer(prompt, started, options, read, end, self.tokens)
         self._stream = weakref.ref(stream)
         return stream
 
