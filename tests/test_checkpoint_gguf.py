@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
+import json
+import os
 import random
 import struct
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +352,95 @@ print("gguf" in sys.modules)
         [sys.executable, "-c", code, str(path)], env=env, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "False"
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def hub(repos: dict[str, dict[str, bytes]]) -> Iterator[str]:
+    """A hub on this machine: its address. Speaks as much of the protocol as huggingface_hub asks for."""
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if parts[:2] == ["api", "models"] and (files := repos.get("/".join(parts[2:4]))) is not None:
+                names = [{"rfilename": n} for n in files]
+                tree = [{"type": "file", "path": n, "size": len(d), "oid": COMMIT} for n, d in files.items()]
+                info = {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": names}
+                self.reply(json.dumps(tree if parts[4] == "tree" else info).encode())
+            elif parts[2:3] == ["resolve"]:
+                self.reply(repos.get("/".join(parts[:2]), {}).get("/".join(parts[4:])))
+            else:
+                self.reply(None)
+
+        do_HEAD = do_GET
+
+        def reply(self, data: bytes | None) -> None:
+            self.send_response(404 if data is None else 200)
+            if data is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(data or b"").hexdigest()}"')
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data or b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_hub_repositories_of_gguf_alone(tmp_path: Path) -> None:
+    """The only GGUF file, or the one named; without a name the choice is the user's. Then once more from the cache."""
+    data = write_gguf(tmp_path / "m.gguf", {"token_embd.weight": embedding()}).read_bytes()
+    repos = {
+        "org/one": {"README.md": b"#", "config.json": b"{}", "one-Q8_0.gguf": data},
+        "org/bare": {"bare.gguf": data},
+        "org/two": {"two-Q4.gguf": b"not asked for", "two-Q8.gguf": data, "deep/two-F16.gguf": data},
+        "org/none": {"README.md": b"#", "pytorch_model.bin": b""},
+    }
+    code = """
+import sys
+from eyespot.checkpoint import open_checkpoint
+from eyespot.errors import EyespotError
+for source in sys.argv[1:]:
+    try:
+        checkpoint = open_checkpoint(source)
+        print(checkpoint.format, checkpoint.name, len(checkpoint.tensors))
+    except EyespotError as error:
+        print(error.exit_code, error)
+"""
+
+    def opened(*sources: str, **env: str) -> list[str]:
+        env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1", **env}
+        env["PYTHONPATH"] = str(Path(__file__).parent.parent / "src")
+        command = [sys.executable, "-c", code, *sources]
+        done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    sources = ["org/one", "org/bare@v1", "org/two:two-Q8.gguf", "org/two@v1:deep/two-F16.gguf"]
+    found = [
+        f"gguf org/one@{COMMIT}:one-Q8_0.gguf 1",
+        "gguf org/bare@v1:bare.gguf 1",
+        f"gguf org/two@{COMMIT}:two-Q8.gguf 1",
+        "gguf org/two@v1:deep/two-F16.gguf 1",
+    ]
+    with hub(repos) as address:
+        lines = opened(*sources, "org/two@v1", "org/two:six.gguf", "org/none", "org/two:../m.gguf", HF_ENDPOINT=address)
+    assert lines[:4] == found
+    assert lines[4] == (
+        "2 org/two: several GGUF files and no safetensors; found deep/two-F16.gguf, two-Q4.gguf, two-Q8.gguf; "
+        "expected one of them: org/two@v1:deep/two-F16.gguf"
+    )
+    assert lines[5].startswith("2 org/two:six.gguf: no such path, and the hub does not give it; found ")
+    assert lines[6].startswith("1 org/none: no weights; found README.md, pytorch_model.bin; expected model.safetensors")
+    assert lines[6].endswith("the weights are pickles, which eyespot does not open")
+    assert lines[7].startswith("2 org/two:../m.gguf: no such file or directory")
+    assert len(lines) == 8
+    assert opened(*sources, HF_HUB_OFFLINE="1") == found

@@ -16,7 +16,10 @@ from eyespot.checkpoint.checkpoint import Checkpoint
 from eyespot.errors import EyespotError, UsageError
 from eyespot.tensorfile import read_json, reading
 
-HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?", re.ASCII)
+HUB_ID = re.compile(  # org/name, @revision, :file.gguf, whose folders may not begin with a dot
+    r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?(?::((?:[\w-][\w.-]*/){0,4}[\w-][\w.-]*\.gguf))?",
+    re.ASCII,
+)
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
 HUB_NOT = ["*/*", "consolidated*", "adapter_*"]  # subfolders repeat the weights for other runtimes
 CONFIG_BYTES = limits.MIB - 1  # real ones take 1 to 30 KiB; below 1 MiB parse_json bounds the depth too
@@ -24,7 +27,8 @@ WANTED = "model.safetensors, or model.safetensors.index.json and its shards, or 
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Opens a directory of safetensors, one .safetensors or .gguf file, or a hub id `org/name` or `org/name@revision`.
+    """Opens a directory of safetensors, one .safetensors or .gguf file, or a hub id: `org/name`, then `@revision` and
+    `:file.gguf` as needed.
 
     Reads headers and side files only. Raises UsageError when nothing is there, UnsupportedModel for a GGUF
     architecture without a mapping, EyespotError for any fault in the files.
@@ -42,8 +46,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             raise UsageError(
                 f"{source}: no such file or directory", expected="a path that exists, or a hub id org/name"
             )
-        snapshot = _snapshot(match[1], match[2])  # a directory named by its commit
-        return replace(_open_directory(snapshot), name=f"{match[1]}@{match[2] or snapshot.name}")
+        return _open_hub(*match.groups())
     except OSError as error:
         raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
 
@@ -77,9 +80,13 @@ def _open_directory(path: Path) -> Checkpoint:
         return _open_file(path / ggufs[0])
     if ggufs:
         raise UsageError(f"{path}: several GGUF files", found=", ".join(ggufs[:8]), expected="the path of one of them")
+    raise _no_weights(str(path), names)
+
+
+def _no_weights(where: str, names: list[str]) -> EyespotError:
     pickled = any(n.endswith((".bin", ".pt", ".pth")) for n in names)
-    raise EyespotError(
-        f"{path}: no weights", found=", ".join(names[:8]) or "an empty directory", expected=WANTED,
+    return EyespotError(
+        f"{where}: no weights", found=", ".join(names[:8]) or "an empty directory", expected=WANTED,
         cause="the weights are pickles, which eyespot does not open" if pickled else None,
     )  # fmt: skip
 
@@ -106,18 +113,52 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _snapshot(repo: str, revision: str | None) -> Path:
-    """The hub's snapshot of the files eyespot reads; HF_HOME and HF_HUB_OFFLINE are honoured by the library."""
-    from huggingface_hub import snapshot_download
+def _open_hub(repo: str, revision: str | None, file: str | None) -> Checkpoint:
+    """The repository's safetensors; or its GGUF file `file`, or the only one it has where there are no safetensors."""
+    if file is None:
+        snapshot = _from_hub(repo, revision)  # named by its commit; not there when no file was wanted
+        if any(snapshot.glob("*.safetensors")):
+            return replace(_open_directory(snapshot), name=f"{repo}@{revision or snapshot.name}")
+        names = _hub_names(repo, snapshot)
+        ggufs = [name for name in names if name.endswith(".gguf")]
+        if not ggufs:
+            raise _no_weights(repo, names)
+        if len(ggufs) > 1:
+            raise UsageError(
+                f"{repo}: several GGUF files and no safetensors", found=", ".join(ggufs[:8]),
+                expected=f"one of them: {repo}{'@' + revision if revision else ''}:{ggufs[0]}",
+            )  # fmt: skip
+        file = ggufs[0]
+    path = _from_hub(repo, revision, file)
+    commit = path.parents[file.count("/")].name
+    return replace(_open_file(path), name=f"{repo}@{revision or commit}:{file}")
+
+
+def _hub_names(repo: str, snapshot: Path) -> list[str]:
+    """All files of the repository; those in the cache where the hub cannot be asked."""
+    from huggingface_hub import list_repo_files
 
     try:
+        return sorted(list_repo_files(repo, revision=snapshot.name))
+    except Exception:  # see _from_hub
+        return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+
+
+def _from_hub(repo: str, revision: str | None, file: str | None = None) -> Path:
+    """`file` of a hub's repository, or the directory of all that eyespot reads; HF_HOME and HF_HUB_OFFLINE hold."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        if file is not None:
+            return Path(hf_hub_download(repo, file, revision=revision))
         return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_NOT))
     except (
         Exception
     ) as error:  # the library's error tree changes from version to version, and it wraps two HTTP clients
         reason = str(error).strip().partition("\n")[0]
+        where = f"{repo}{'@' + revision if revision else ''}{':' + file if file else ''}"
         raise UsageError(
-            f"{repo}{'@' + revision if revision else ''}: no such path, and the hub does not give it",
+            f"{where}: no such path, and the hub does not give it",
             found=f"{type(error).__name__}: {reason}",
             cause="a typing error, no network, HF_HUB_OFFLINE without a cached copy, or a gated model without a token",
         ) from None
