@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -189,11 +190,36 @@ def test_the_first_match_wins_and_sources_match_too() -> None:
         ("o_proj", "REGEX=SCHEME"),
         ("(=f16", "not a regular expression"),
         ("v_proj=int8", "unknown scheme"),
+        (
+            "k_proj=f16 v_proj=f32",
+            r"'v_proj=f32' comes too late.*found 'k_proj=f16' for layer_00/.*qkv_proj.*one scheme",
+        ),
+        ("proj=f16 qkv_proj=f32", r"'qkv_proj=f32' comes too late: earlier ones take all that it matches; found[^;]*$"),
+        ("lm_head=f16 lm_head=f16", "'lm_head=f16' comes too late"),
+        ("qkv_proj=f16 layer_00=bf16", "'layer_00=bf16' comes too late"),  # it is left with a norm, which stays f32
     ],
 )
 def test_bad_rules(rule, fault) -> None:
     with pytest.raises(UsageError, match=fault):
-        schemes(rule)
+        schemes(*rule.split())
+
+
+@pytest.mark.parametrize(
+    ("rules", "warned"),
+    [
+        ("v_proj=f16", ["'v_proj=f16' goes to all of layer_00/layers.0.qkv_proj.weight, of which"]),
+        (r"\.[qk]_proj=f16", [r"'\.[qk]_proj=f16' goes to all of layer_00/layers.0.qkv_proj.weight, of which"]),
+        ("_proj=f16", []),
+        (r"\.[qkv]_proj=f16", []),
+        ("qkv_proj=f16", []),
+        ("qkv_proj=f16 v_proj=f32", []),  # refused by assign
+        ("embed_tokens=f16", []),
+    ],
+)
+def test_a_rule_for_a_part_of_a_fused_weight_is_warned_about(rules, warned) -> None:
+    found = recipe.split_matches(model(), [recipe.parse_rule(text) for text in rules.split()])
+    assert len(found) == len(warned)
+    assert all(text in line for text, line in zip(warned, found, strict=True))
 
 
 def test_distance_and_kl() -> None:
@@ -250,6 +276,16 @@ def test_measure_against_itself_and_against_a_rounded_self(picture) -> None:
     worse, *_ = report.measure(program, w.__getitem__, Peer(program, rough.__getitem__), [1, 2, 3], picture)
     assert worse["min_cosine"] < 0.999
     assert all(row["relative_error"] > 0 for row in worse["blocks"])
+
+
+def test_a_reference_that_overflows_passes_no_gate() -> None:
+    """NaN is below no gate, so it must not become a cosine; and numpy says nothing of its own."""
+    program = model()
+    w = weights(program)
+    broken = {**w, "eye.weight": w["eye.weight"] * np.float32(1e38)}
+    with warnings.catch_warnings(), pytest.raises(EyespotError, match=r"encode, block .* the reference is not finite"):
+        warnings.simplefilter("error")
+        report.measure(program, broken.__getitem__, Peer(program, w.__getitem__), [1, 2], True)
 
 
 def test_measure_names_the_block_it_cannot_compare() -> None:

@@ -82,7 +82,8 @@ class Reference:
         values: dict[str, Array] = dict(given)
         last_use = {v: op.output for _, op in graph.ops() for v in op.inputs}
         for block in graph.blocks:
-            self._run_block(block, values, last_use, graph.outputs)
+            with np.errstate(all="ignore"):  # overflow is told by what comes out, in one line
+                self._run_block(block, values, last_use, graph.outputs)
             if self.trace is not None and block.ops:
                 self.trace(name, block.name, values[block.ops[-1].output].astype(np.float32, copy=False))
         return values[graph.outputs[0]].astype(np.float32, copy=False)
@@ -228,8 +229,7 @@ def _gelu(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
 
 def _swiglu(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
     gate, up = np.split(x[0], 2, axis=-1)
-    with np.errstate(over="ignore"):  # exp(-gate) may overflow to inf: the sigmoid is then 0, as it should be
-        return gate / (1 + np.exp(-gate)) * up
+    return gate / (1 + np.exp(-gate)) * up  # exp may overflow to inf: the sigmoid is then 0, as it should be
 
 
 def _add(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:

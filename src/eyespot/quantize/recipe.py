@@ -54,12 +54,12 @@ def default_rules(scheme: Scheme, vision_scheme: Scheme, table_scheme: Scheme) -
 def assign(program: Program, rules: Sequence[Rule]) -> Program:
     """The same Program with a scheme on every weight. Vectors, biases, prefixes and position tables are always f32.
 
-    Errors: UsageError for a user's rule that matches nothing, or puts on a weight what its op cannot read.
+    Errors: UsageError for a user's rule that no weight follows, or that puts on a weight what its op cannot read.
     """
     roles = program.roles()
-    for rule in rules:
+    for i, rule in enumerate(rules):
         if rule.user:
-            _check(rule, rules, program, roles)
+            _check(rule, rules[:i], program, roles)
     return replace(
         program, weights={w.name: replace(w, scheme=_scheme(w, roles[w.name], rules)) for w in program.weights.values()}
     )
@@ -75,21 +75,49 @@ def _scheme(weight: Weight, roles: set[tuple[str, str]], rules: Sequence[Rule]) 
     return SCHEMES["f32"].name
 
 
-def _check(rule: Rule, rules: Sequence[Rule], program: Program, roles: dict[str, set[tuple[str, str]]]) -> None:
+def split_matches(program: Program, rules: Sequence[Rule]) -> list[str]:
+    """A warning for each rule that was meant for a part of a fused weight and gets the whole: v_proj gets qkv_proj."""
+    warnings, roles = [], program.roles()
+    matrices = [w for w in program.weights.values() if roles[w.name] <= MATRIX]
+    for i, rule in enumerate(rules):
+        fused = [w.label for w in matrices if _part_only(rule, w) and not any(r.matches(w) for r in rules[:i])]
+        if fused:
+            more = f" (+{len(fused) - 1} more)" if len(fused) > 1 else ""
+            warnings.append(f"tensor scheme '{rule}' goes to all of {fused[0]}{more}, of which it matches a part")
+    return warnings
+
+
+def _part_only(rule: Rule, weight: Weight) -> bool:
+    """Whether the pattern finds some of a weight's tensors, and in its label nothing but the tail of a word: the v_proj
+    in qkv_proj was not meant."""
+    matched = {bool(re.search(rule.pattern, rows.tensor)) for rows in weight.sources}
+    named = (weight.label[: match.start()] for match in re.finditer(rule.pattern, weight.label))
+    return matched == {True, False} and all(re.search(r"\w$", before) for before in named)
+
+
+def _check(rule: Rule, earlier: Sequence[Rule], program: Program, roles: dict[str, set[tuple[str, str]]]) -> None:
     found = [w for w in program.weights.values() if rule.matches(w)]
     if not found:
         raise UsageError(f"tensor scheme '{rule}' matches no weight", expected=_near(rule.pattern, program))
-    earlier = rules[: rules.index(rule)]
-    for weight in found:
-        if rule.scheme.integer and roles[weight.name] & TABLE and not any(r.matches(weight) for r in earlier):
+    stored = [w for w in found if roles[w.name] <= MATRIX | TABLE]
+    if not stored and rule.scheme.name != "f32":
+        raise UsageError(
+            f"tensor scheme '{rule}' matches vectors only, which stay f32", found=", ".join(w.label for w in found[:3])
+        )
+    won = [w for w in stored if not any(r.matches(w) for r in earlier)]
+    if stored and not won:
+        first = next(r for r in earlier if r.matches(stored[0]))
+        raise UsageError(
+            f"tensor scheme '{rule}' comes too late: earlier ones take all that it matches",
+            found=f"'{first}' for {stored[0].label}",
+            cause="a fused weight takes one scheme" if _part_only(rule, stored[0]) else None,
+        )
+    for weight in won:
+        if rule.scheme.integer and roles[weight.name] & TABLE:
             raise UsageError(
                 f"tensor scheme '{rule}' matches the token table {weight.label}",
                 expected="f32, f16 or bf16 for it, or a pattern that leaves it out",
             )
-    if rule.scheme.name != "f32" and not any(roles[w.name] <= MATRIX | TABLE for w in found):
-        raise UsageError(
-            f"tensor scheme '{rule}' matches vectors only, which stay f32", found=", ".join(w.label for w in found[:3])
-        )
 
 
 def _near(pattern: str, program: Program) -> str:

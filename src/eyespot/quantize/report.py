@@ -84,6 +84,11 @@ def _compare(phase: str, truth: dict[tuple[str, str], F32], found: dict[tuple[st
     rows = []
     for (graph, block), a in truth.items():
         b = found.get((graph, block))
+        if not np.isfinite(a).all():  # no cosine would be below a gate
+            raise EyespotError(
+                f"check of {phase}, block '{block}': the reference is not finite",
+                cause="the weights or the input overflow float32",
+            )
         if b is None or b.shape != a.shape or not np.isfinite(b).all():
             raise EyespotError(
                 f"check of {phase}, block '{block}': the engine's values cannot be compared",
