@@ -54,27 +54,35 @@ Tensor read_entry(const std::string& file, const std::string& key, const Json& i
   return tensor;
 }
 
+const char* likely_cause(int error) {
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR: return "the directory is not a bundle, or a file of it is missing";
+    case EACCES:
+    case EPERM: return "this user may not read it, or a directory above it";
+    case ENOMEM: return "the machine has no memory left for it";
+    default: return nullptr;
+  }
+}
+
 }  // namespace
 
 Mapping Mapping::file(const std::string& path, const std::string& name) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0)
-    fail(shown(name) + ": cannot be read (" + std::strerror(errno) + ")", Nothing{}, Nothing{},
-         "the directory is not a bundle, or a file of it is missing");
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe nobody writes to opens at once
   struct stat status{};
+  int fault = file < 0 || ::fstat(file, &status) != 0 ? errno : 0;
+  void* data = MAP_FAILED;
+  if (fault == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
+    data = ::mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_PRIVATE, file, 0);
+    if (data == MAP_FAILED) fault = errno;
+  }
   Mapping map;
-  if (::fstat(file, &status) == 0 && S_ISREG(status.st_mode)) {
-    map.size_ = status.st_size;
-    if (map.size_ > 0) {
-      void* data = ::mmap(nullptr, static_cast<size_t>(map.size_), PROT_READ, MAP_PRIVATE, file, 0);
-      map.data_ = data == MAP_FAILED ? nullptr : static_cast<std::byte*>(data);
-    }
-  }
-  ::close(file);
-  if (map.data_ == nullptr) {
-    map.size_ = 0;
-    fail(shown(name) + ": cannot be mapped", Nothing{}, "a file that is not empty");
-  }
+  map.file_ = file;
+  if (fault != 0)
+    fail(shown(name) + ": cannot be read (" + std::strerror(fault) + ")", Nothing{}, Nothing{}, likely_cause(fault));
+  if (data == MAP_FAILED) fail(shown(name) + (S_ISREG(status.st_mode) ? ": is empty" : ": not a regular file"));
+  map.data_ = static_cast<std::byte*>(data);
+  map.size_ = status.st_size;
   return map;
 }
 
@@ -93,11 +101,18 @@ Mapping Mapping::memory(int64_t bytes, const char* what) {
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(file_, other.file_);
   return *this;
 }
 
 Mapping::~Mapping() {
   if (data_ != nullptr) ::munmap(data_, static_cast<size_t>(size_));
+  if (file_ >= 0) ::close(file_);
+}
+
+int64_t Mapping::file_size() const {
+  struct stat status{};
+  return ::fstat(file_, &status) == 0 ? status.st_size : -1;
 }
 
 TensorFile::TensorFile(const std::string& path, const std::string& name)
@@ -143,6 +158,12 @@ const std::byte* TensorFile::tensor(const std::string& name, const char* dtype,
   if ((tensor.data - map_.data()) % tensor.item != 0)
     fail(where + " is not aligned", tensor.data - map_.data(), "a multiple of " + str(tensor.item));
   return tensor.data;
+}
+
+void TensorFile::check_length() const {
+  if (const int64_t now = map_.file_size(); now < map_.size())
+    fail(name_ + ": the file shrank while it was in use", str(now) + " bytes", str(map_.size()) + " bytes",
+         "it was written to in place: put new files beside old ones and rename them");
 }
 
 std::string shape_text(const std::vector<int64_t>& shape) {
