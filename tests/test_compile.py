@@ -295,8 +295,101 @@ def test_a8_and_settings_from_generation_config(tmp_path: Path) -> None:
     assert bundle.program.raw["memory"]["scratch"][1] > 0
     generation["top_p"] = 7
     (tmp_path / "c" / "generation_config.json").write_text(json.dumps(generation))
-    with pytest.raises(EyespotError, match=r"sampling.top_p; found 7"):
+    with pytest.raises(EyespotError, match=r"^generation_config.json: top_p; found 7; expected a number"):
         compile_model(open_checkpoint(tmp_path / "c"), tmp_path / "b", Options())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({"top_k": 50.0}, 50), ({"top_k": -1}, 0), ({"top_k": -1.0}, 0), ({"top_k": None}, 0)]
+)
+def test_top_k_as_others_write_it(tmp_path: Path, given: dict, expected: int) -> None:
+    models.tiny_qwen2(tmp_path / "c")
+    (tmp_path / "c" / "generation_config.json").write_text(json.dumps({"do_sample": True, **given}))
+    compile_model(open_checkpoint(tmp_path / "c"), tmp_path / "b")
+    assert open_bundle(tmp_path / "b").settings.sampling.top_k == expected
+
+
+@pytest.mark.parametrize("top_k", [-2, 1.5, True, "all"])
+def test_faults_of_generation_config_are_its_own(tmp_path: Path, top_k: object) -> None:
+    models.tiny_qwen2(tmp_path / "c")
+    (tmp_path / "c" / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": top_k}))
+    with pytest.raises(EyespotError, match=rf"^generation_config.json: top_k; found {top_k!r}; expected an integer"):
+        compile_model(open_checkpoint(tmp_path / "c"), tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{% if", r"line 1: "),
+        ("{{ messages[0] }}\n{% endif %}", r"line 2: Encountered unknown tag 'endif'"),
+        ("{{ " + "(" * 5000, ""),
+    ],
+)
+def test_a_broken_chat_template_is_refused(tmp_path: Path, template: str, fault: str) -> None:
+    models.tiny_qwen2(tmp_path / "c")
+    (tmp_path / "c" / "chat_template.jinja").write_text(template)
+    with pytest.raises(EyespotError, match=rf"^chat_template.jinja: not a Jinja template; found {fault}") as caught:
+        compile_model(open_checkpoint(tmp_path / "c"), tmp_path / "b")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "b").exists()
+
+
+def test_chat_templates_that_run_are_not_refused(tmp_path: Path) -> None:
+    """Tags beside Jinja's own, and names that only the runtime knows."""
+    from eyespot.run.template import Template
+
+    models.tiny_qwen2(tmp_path / "c")
+    template = (
+        "{%- for m in messages -%}{% if loop.index > 9 %}{% break %}{% endif %}"
+        "{%- generation -%}{{ m.content | tojson }}{%- endgeneration -%}{% endfor %}{{ strftime_now('%Y') if false }}"
+    )
+    (tmp_path / "c" / "chat_template.jinja").write_text(template)
+    compile_model(open_checkpoint(tmp_path / "c"), tmp_path / "b")
+    assert Template((tmp_path / "b" / "chat_template.jinja").read_text()).render([{"content": "a"}]) == '"a"'
+
+
+@pytest.mark.parametrize(
+    ("change", "ctx"),
+    [
+        ({}, 1024),  # 13 tiles of 4 tokens
+        ({"vision": {"image_size": 224}}, 1792),  # 13 of 64
+        ({"vision": {"image_size": 224}, "max_position_embeddings": 1500}, 1500),
+    ],
+)
+def test_the_largest_picture_fits_the_default_context(tmp_path: Path, change: dict, ctx: int) -> None:
+    models.tiny_internvl(tmp_path / "c", **change)
+    checkpoint = open_checkpoint(tmp_path / "c")
+    compile_model(checkpoint, tmp_path / "b")
+    bundle = open_bundle(tmp_path / "b")
+    assert bundle.settings.ctx_size == bundle.program.ctx == ctx
+    rule = bundle.settings.image
+    assert rule is not None
+    picture = (rule.max_tiles + rule.thumbnail) * rule.tokens_per_tile
+    assert ctx == 1500 or 768 <= ctx - picture < 768 + 256
+    compile_model(checkpoint, tmp_path / "b", Options(ctx_size=77))
+    assert open_bundle(tmp_path / "b").program.ctx == 77
+
+
+def test_rope_rules_go_by_the_default_context(tmp_path: Path) -> None:
+    """The context that nobody named chooses between Phi-3's long and short divisors as one that was named does."""
+    models.tiny_phi3(tmp_path / "c")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    factors = {"long_factor": [4.0] * 5, "short_factor": [1.0] * 5}
+    config["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    config["original_max_position_embeddings"] = 512
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    constants = []
+    for ctx_size in (None, 1024, 512):
+        compile_model(open_checkpoint(tmp_path / "c"), tmp_path / "b", Options(ctx_size=ctx_size))
+        constants.append(json.loads((tmp_path / "b" / "program.json").read_text())["constants"])
+    assert constants[0] == constants[1] != constants[2]
+
+
+def test_the_manifest_names_the_source(tmp_path: Path) -> None:
+    models.tiny_qwen2(tmp_path / "c")
+    checkpoint = replace(open_checkpoint(tmp_path / "c"), name="org/tiny@v1")
+    compile_model(checkpoint, tmp_path / "b")
+    assert open_bundle(tmp_path / "b").manifest["source"]["name"] == "org/tiny@v1"
 
 
 def rewrite(folder: Path, change: Any) -> None:
@@ -461,6 +554,9 @@ def test_command_line(tmp_path: Path) -> None:
     done = eyespot("compile", tmp_path / "c", "-o", out, "--tensor-scheme", "v_proj=W4A16-g32", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
+    (warning,) = summary["warnings"]
+    assert "'v_proj=W4A16-g32' goes to all of layer_00/" in warning
+    assert "(+2 more)" in warning
     assert set(summary["schemes"]) == {"W8A16", "W8A8", "bf16", "f32", "W4A16-g32"}
     assert (
         summary["bytes"]
@@ -509,6 +605,18 @@ def test_the_engine_agrees_with_the_reference(tmp_path: Path) -> None:
     assert done.returncode == GateFailed.exit_code
     assert "is too far from float32; found cosine" in done.stderr
     assert open_bundle(tmp_path / "b", verify=True).manifest["source"]["options"]["scheme"] == "f32"
+
+
+def test_a_check_that_overflows_is_one_line(tmp_path: Path) -> None:
+    models.tiny_qwen2(tmp_path / "c")
+    rewrite(
+        tmp_path / "c", lambda tensors: {n: t * np.float32(1e38) if "up_proj" in n else t for n, t in tensors.items()}
+    )
+    done = eyespot("compile", tmp_path / "c", "-o", tmp_path / "a" / "b", "--check", "layers", "--scheme", "f32")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "logits are not finite" in done.stderr
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_killed_compile_leaves_the_old_bundle(tmp_path: Path) -> None:

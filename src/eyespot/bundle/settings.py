@@ -27,6 +27,19 @@ class SamplingDefaults:
     repetition_penalty: float = 1.0
     repetition_window: int = 0
 
+    @classmethod
+    def parse(cls, where: str, raw: object) -> SamplingDefaults:
+        """A checked record of parsed JSON. EyespotError names `where` and the first key that is off."""
+        checks = {
+            "temperature": _real(0, 100),
+            "top_k": _whole(0, limits.VOCAB),
+            "top_p": _real(0, 1),
+            "min_p": _real(0, 1),
+            "repetition_penalty": _real(0.01, 100),
+            "repetition_window": _whole(0, limits.CONTEXT),
+        }
+        return cls(**_object(where, raw, checks))
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRule:
@@ -71,14 +84,6 @@ class Settings:
         ctx_size, vocab_size: what the bundle was compiled for; no setting may exceed them.
         """
         token = _whole(0, vocab_size - 1)
-        sampling = {
-            "temperature": _real(0, 100),
-            "top_k": _whole(0, limits.VOCAB),
-            "top_p": _real(0, 1),
-            "min_p": _real(0, 1),
-            "repetition_penalty": _real(0.01, 100),
-            "repetition_window": _whole(0, limits.CONTEXT),
-        }
         image = {
             "rule": _one_of(RULES),
             "size": _whole(1, limits.IMAGE_SIDE),
@@ -99,7 +104,7 @@ class Settings:
             "threads": _whole(0, limits.THREADS),
             "stop_tokens": _list(token, 0, 1024),
             "bos": lambda where, value: None if value is None else token(where, value),
-            "sampling": lambda where, value: SamplingDefaults(**_object(where, value, sampling)),
+            "sampling": SamplingDefaults.parse,
             "image": lambda where, value: None if value is None else ImageRule(**_object(where, value, image)),
         }
         settings = cls(**_object("config.json", raw, top))
@@ -122,7 +127,7 @@ def _object(where: str, value: object, checks: Mapping[str, Check]) -> dict[str,
     if wrong:
         what = "is missing" if wrong[0] in checks else "is not a setting"
         raise EyespotError(f"{where}: '{wrong[0]}' {what}", expected=f"the keys {', '.join(checks)}")
-    prefix = "config.json: " if where == "config.json" else f"{where}."
+    prefix = f"{where}: " if where.endswith(".json") else f"{where}."
     return {key: check(prefix + key, value[key]) for key, check in checks.items()}
 
 

@@ -24,7 +24,8 @@ def command(
     vision_scheme: Annotated[str, typer.Option(help="Scheme of the vision part.")] = "W8A8",
     kv_cache: Annotated[str, typer.Option(help="f16, int8 or f32.")] = "f16",
     ctx_size: Annotated[
-        int | None, typer.Option("-c", "--ctx-size", help="Tokens of context.  [default: 1024]")
+        int | None,
+        typer.Option("-c", "--ctx-size", help="Tokens of context.  [default: 1024; with eyes, one picture and 768]"),
     ] = None,
     prefill_chunk: Annotated[int, typer.Option(help="Most tokens of one prefill step.")] = 128,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side of a tile.  [default: the model's]")] = None,

@@ -34,6 +34,9 @@ class CheckpointLike(Protocol):
     def path(self) -> Path: ...
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def format(self) -> str: ...
 
     @property
@@ -59,7 +62,8 @@ class CheckpointLike(Protocol):
 class Options:
     """What a user may choose. None and 0 leave the choice to the model or the machine.
 
-    ctx_size: tokens (None: 1024, or fewer if the model was made for fewer). prefill_chunk: rows a call.
+    ctx_size: tokens (None: 1024, with eyes room for the largest picture; never more than the model was made for).
+    prefill_chunk: rows a call.
     image_size: pixels a side of a tile. tensor_schemes: 'REGEX=SCHEME' overrides, first match wins.
     check: 'none', 'layers' or 'full'. min_cosine: every block must be at least this close to float32.
     """
@@ -89,6 +93,7 @@ class Job:
     progress: Progress | None = None
     warnings: list[str] = field(default_factory=list)
     report: dict[str, Any] | None = None
+    ctx_size: int = field(init=False)
     built: Built = field(init=False)
     program: Program = field(init=False)
     memory: Memory = field(init=False)

@@ -14,16 +14,17 @@ from eyespot.bundle.read import CONFIG, FAST_TOKENIZER, PROGRAM
 from eyespot.bundle.write import BundleWriter
 from eyespot.compile.job import Job
 from eyespot.compile.schedule import plan
-from eyespot.compile.settings import added_tokens, make_settings, open_tokenizer, side_files
+from eyespot.compile.settings import added_tokens, image_processor, make_settings, open_tokenizer, side_files
 from eyespot.compile.tokenizer import fast_form
 from eyespot.compile.weights import total_bytes, write_parts
 from eyespot.errors import Faults, GateFailed, UsageError
 from eyespot.program.transforms import materialize, source_faults
 from eyespot.quantize.formats import F32, SCHEMES, Scheme, parse
-from eyespot.quantize.recipe import assign, default_rules, parse_rule
+from eyespot.quantize.recipe import assign, default_rules, parse_rule, split_matches
 from eyespot.quantize.report import best_tokens, measure
 
-DEFAULT_CTX = 1024
+TALK = 768  # tokens of prompt and answer beside the largest picture, when nobody says how large a context should be
+DEFAULT_CTX, CTX_STEP = 1024, 256
 CHECKS = ("none", "layers", "full")
 
 
@@ -52,25 +53,34 @@ def read_options(job: Job) -> None:
 def build(job: Job) -> None:
     """The float Program, by the family of the checkpoint's architecture."""
     shapes = {name: tensor.shape for name, tensor in job.source.tensors.items()}
-    o = job.options
-    job.built = families.build(
-        job.source.config,
-        shapes,
-        image_size=o.image_size,
-        ctx_size=o.ctx_size,
-        token_ids=added_tokens(job.source.files),
-    )
+    o, token_ids, pictures = job.options, added_tokens(job.source.files), image_processor(job.source.files)
+
+    def built(ctx_size: int | None) -> families.Built:
+        return families.build(job.source.config, shapes, o.image_size, ctx_size, token_ids, pictures)
+
+    job.ctx_size = default_ctx(built(None)) if o.ctx_size is None else o.ctx_size
+    job.built = built(job.ctx_size)  # anew: rope rules and windows go by the context
     job.program = job.built.program
+    job.warnings += job.built.warnings
     if job.built.unknown_keys:
         job.warnings.append(f"config keys that nobody read: {_few(job.built.unknown_keys)}")
     if o.image_size is not None and "vision" not in job.program.graphs:
         raise UsageError("the model has no eyes, so no image size", found=o.image_size)
 
 
+def default_ctx(built: families.Built) -> int:
+    """Tokens of context when nobody says: with eyes, for a picture of the most tiles and some talk about it."""
+    info, image, wanted = built.program.info, built.image, DEFAULT_CTX
+    if image is not None:
+        largest = (image["max_tiles"] + image["thumbnail"]) * image["tokens_per_tile"]
+        wanted = -(-(largest + TALK) // CTX_STEP) * CTX_STEP
+    return min(wanted, info.max_position, limits.CONTEXT)
+
+
 def check_weights(job: Job) -> None:
     """All missing and misshapen tensors at once; tensors that nobody reads are told, not refused."""
     weights, tensors = job.program.weights.values(), job.source.tensors
-    faults = Faults(f"{job.source.path.name} is not a whole {job.program.family} checkpoint")
+    faults = Faults(f"{job.source.name} is not a whole {job.program.family} checkpoint")
     faults.items += source_faults(weights, {name: tensor.shape for name, tensor in tensors.items()})
     faults.raise_if_any(cause="a shard is missing, or the weights and config.json are of two models")
     used = {rows.tensor for weight in weights for rows in weight.sources}
@@ -84,6 +94,7 @@ def choose_schemes(job: Job) -> None:
     """A scheme for every weight: the user's overrides, then the defaults."""
     o = job.options
     rules = [parse_rule(text) for text in o.tensor_schemes]
+    job.warnings += split_matches(job.program, rules)
     scheme = parse(o.scheme)
     job.program = assign(
         job.program, [*rules, *default_rules(scheme, parse(o.vision_scheme), _table_scheme(job, scheme))]
@@ -101,9 +112,8 @@ def _table_scheme(job: Job, scheme: Scheme) -> Scheme:
 
 def schedule(job: Job) -> None:
     """The memory plan."""
-    o, most = job.options, job.program.info.max_position
-    ctx = min(DEFAULT_CTX, most) if o.ctx_size is None else o.ctx_size
-    job.memory = plan(job.program, ctx, o.prefill_chunk, o.kv_cache)
+    o = job.options
+    job.memory = plan(job.program, job.ctx_size, o.prefill_chunk, o.kv_cache)
 
 
 def settle(job: Job) -> None:
@@ -132,7 +142,7 @@ def write(job: Job) -> None:
 def _manifest(job: Job) -> None:
     architectures = job.source.config.get("architectures")
     source = {
-        "name": job.source.path.name,
+        "name": job.source.name,
         "format": job.source.format,
         "architectures": architectures if isinstance(architectures, list) else [],
         "options": {name: value for name, value in asdict(job.options).items() if name != "threads"},

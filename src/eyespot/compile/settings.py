@@ -6,8 +6,12 @@ Knows Hugging Face's small JSON files; reads them as hostile bytes. Knows no wei
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from tokenizers import Tokenizer
 
 from eyespot import limits
@@ -16,7 +20,8 @@ from eyespot.errors import EyespotError
 from eyespot.families import Built
 from eyespot.tensorfile import parse_json
 
-CARRIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "preprocessor_config.json")
+GENERATION = "generation_config.json"
+CARRIED = ("tokenizer.json", "tokenizer_config.json", GENERATION, "preprocessor_config.json")
 CHAT_TEMPLATE = "chat_template.jinja"
 # Tokens that end a turn in some chat template. A stop token, when the template writes it and the tokenizer has it.
 TURN_ENDS = ("<|im_end|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "[UNUSED_TOKEN_145]", "</s>")
@@ -47,6 +52,7 @@ def side_files(given: Mapping[str, bytes], built: Built, warnings: list[str]) ->
     elif len(template) > limits.TEMPLATE_CHARS:
         raise EyespotError("chat template too long", found=len(template), expected=f"at most {limits.TEMPLATE_CHARS}")
     else:
+        _check_template(template)
         files[CHAT_TEMPLATE] = template.encode()
     return files
 
@@ -68,6 +74,28 @@ def _chat_template(given: Mapping[str, bytes]) -> str | None:
     return None
 
 
+class _Generation(Extension):
+    """`{% generation %}` ... `{% endgeneration %}` marks the answer for training; run/template.py renders its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _check_template(template: str) -> None:
+    """EyespotError when a chat template is not Jinja: told here, and not by a bundle that cannot chat."""
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(template)
+    except (TemplateError, RecursionError, ValueError, OverflowError) as error:
+        raise EyespotError(
+            f"{CHAT_TEMPLATE}: not a Jinja template",
+            found=f"line {error.lineno}: {error.message}" if isinstance(error, TemplateSyntaxError) else error,
+            cause="the template was cut off or mistyped",
+        ) from None
+
+
 def make_settings(files: Mapping[str, bytes], built: Built, ctx_size: int, warnings: list[str]) -> Settings:
     """config.json of the bundle. files: as `side_files` gave them. EyespotError when tokenizer and model do not fit."""
     info = built.program.info
@@ -84,7 +112,7 @@ def make_settings(files: Mapping[str, bytes], built: Built, ctx_size: int, warni
         ctx_size=ctx_size,
         stop_tokens=tuple(i for i in stop if i < info.vocab_size),
         bos=None if tokenizer is None else _bos(tokenizer),
-        sampling=_sampling(_object(files, "generation_config.json")),
+        sampling=_sampling(_object(files, GENERATION)),
     ).to_json()
     image = None if built.image is None else dict(built.image)
     # Through the reader's checks: what it would refuse must not be written.
@@ -111,7 +139,7 @@ def _check_fit(tokenizer: Tokenizer, built: Built) -> None:
 
 def _stop_tokens(files: Mapping[str, bytes], built: Built, tokenizer: Tokenizer | None) -> list[int]:
     """Ids that end an answer: of generation_config, config and tokenizer_config, and the ends of a turn."""
-    stop = [*_ids(_object(files, "generation_config.json").get("eos_token_id")), *built.eos]
+    stop = [*_ids(_object(files, GENERATION).get("eos_token_id")), *built.eos]
     if tokenizer is not None:
         eos = _object(files, "tokenizer_config.json").get("eos_token")
         template = files.get(CHAT_TEMPLATE, b"").decode()
@@ -139,7 +167,12 @@ def _sampling(raw: Mapping[str, Any]) -> SamplingDefaults:
     given = {name: raw[name] for name in (*names, "repetition_penalty") if raw.get(name) is not None}
     if names:
         given.setdefault("temperature", 1.0)
-    return SamplingDefaults(**given)
+    top_k = given.get("top_k")
+    if type(top_k) is float and top_k.is_integer():
+        given["top_k"] = top_k = int(top_k)
+    if top_k == -1:  # as other engines write "all"
+        given["top_k"] = 0
+    return SamplingDefaults.parse(GENERATION, asdict(SamplingDefaults()) | given)
 
 
 def _as_json(value: Any) -> Any:
