@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+import io
 import json
 import os
 import re
@@ -12,8 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
+from eyespot.cli.chat import Chat
 from eyespot.cli.main import VERBS
 from test_processor import encoded, noise
-from test_session import compiled
+from test_session import compiled, fake_model
 
 SRC = Path(__file__).parent.parent / "src"
 ENV = {**os.environ, "PYTHONPATH": str(SRC), "NO_COLOR": "1", "COLUMNS": "100"}
@@ -106,8 +106,8 @@ def test_version_and_usage_errors(bundle: Path) -> None:
 
 
 WORDS = (  # noqa: SIM905 - as it is typed
-    "-m --model -p --prompt=x --image a.png -n 7 0 --temp 0.5 --temp=.1 --raw --json --json=1 -t --seed -1 -- -n3 "
-    "--top-k=4 --nonsense --help x -"
+    "--debug -m --model -p --prompt=x --image a.png -n 7 0 --temp 0.5 --temp=.1 --raw --json --json=1 -t --seed -1 -- "
+    "-n3 --top-k=4 --nonsense --help x -"
 ).split()
 
 
@@ -123,21 +123,21 @@ def test_both_readers_of_flags_agree(words: list[str]) -> None:
         return
     seen: list[dict[str, object]] = []
 
-    @functools.wraps(run.command)
-    def command(**values: object) -> None:
-        seen.append(values)
-
     app = typer.Typer()
-    app.command()(for_typer(command))
+    app.command()(for_typer(run.command, lambda **values: seen.append(values)))
     app(words, standalone_mode=False)
     defaults = {name: p.default for name, p in inspect.signature(run.command).parameters.items()}
-    assert seen == [{**defaults, **given}]
+    assert seen == [{**defaults, "debug": False, **given}]
 
 
 def test_debug_shows_the_traceback() -> None:
-    done = eyespot("run", "-m", "/nowhere", "-p", "x", "--debug")
-    assert "Traceback" in done.stderr
-    assert done.returncode == 1
+    for words in (["run", "-m", "/nowhere", "-p", "x", "--debug"], ["--debug", "inspect", "/nowhere"],
+                  ["inspect", "/nowhere", "--debug"]):  # fmt: skip
+        done = eyespot(*words)
+        assert "Traceback" in done.stderr
+        assert done.returncode == 2
+    assert "--debug" in eyespot("compile", "--help").stdout
+    one_error_line(eyespot("run", "-m", "/nowhere", "-p", "--debug"), 2, "no such bundle")
 
 
 def test_completion_offers_verbs_and_flags() -> None:
@@ -368,27 +368,142 @@ def test_ctrl_c_at_a_terminal_stops_the_answer_and_not_the_program(terminal: Ter
     assert terminal.process.wait(10) == 0
 
 
-def test_ctrl_c_at_the_prompt_leaves(terminal: Terminal) -> None:
+def test_ctrl_c_keeps_the_conversation(terminal: Terminal) -> None:
     terminal.expect("> ")
+    terminal.type("hello\n")
+    terminal.expect("hello")
+    time.sleep(0.5)
+    terminal.type("\x03\x03")
+    terminal.expect("stopped: cancelled")
     for _ in range(20):  # readline may lose one that comes while it sets the terminal up: a person presses again
-        with suppress(subprocess.TimeoutExpired):
-            terminal.type("\x03")
-            assert terminal.process.wait(0.5) == 130
-            return
-    raise AssertionError("Ctrl-C does not leave")
+        terminal.type("\x03")
+        time.sleep(0.2)
+    terminal.expect("/quit or Ctrl-D leaves")
+    terminal.type("/history\n")
+    terminal.expect("user: hello")
+    terminal.expect("> ")
+    terminal.type("/quit\n")
+    assert terminal.process.wait(10) == 0
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], str]:
+    """What a terminal shows when these lines are typed to a chat with a made-up engine."""
+
+    def type_all(lines: list[str]) -> str:
+        screen, rest = Screen(), iter(lines)
+
+        def read(prompt: str) -> str:
+            if (line := next(rest, None)) is None:
+                raise EOFError
+            return line
+
+        monkeypatch.setattr("sys.stdin", screen)
+        monkeypatch.setattr("sys.stdout", screen)
+        monkeypatch.setattr("sys.stderr", screen)
+        monkeypatch.setattr("builtins.input", read)
+        Chat(fake_model(tmp_path).chat(), {"max_tokens": 8, "seed": 1}, False, True).run()
+        return screen.getvalue()
+
+    return type_all
+
+
+def test_ctrl_c_while_a_picture_is_read(typed: Callable[[list[str]], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(path: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eyespot.run.images.load", pressed)
+    shown = typed(["hello", "/image cat.png", "/history"])
+    assert "/quit or Ctrl-D leaves" in shown
+    assert shown.index("Ctrl-D leaves") < shown.index("user: hello")
+
+
+def test_no_line_of_a_chat_steers_the_terminal(typed: Callable[[list[str]], str], tmp_path: Path) -> None:
+    evil = tmp_path / "a\x1b]0;b.png"
+    evil.write_bytes(encoded(noise(60, 60), "PNG"))
+    shown = typed([f"/image {evil}", "/history", "what \x1b[2J\x9b is it?", "/history"])
+    assert r"a\x1b]0;b.png 60x60" in shown
+    assert "user: [a" in shown
+    assert "what [2J is it?" in shown
+    assert all(c.isprintable() or c in "\n\t" for c in shown)
+
+
+def test_commands_of_a_chat(bundle: Path, picture: Path) -> None:
+    lines = [f"/image {picture}", "/history", "/drop", "/drop", "/rest", "//quit now", "/history"]
+    done = eyespot("chat", "-m", bundle, "-n", "4", "--no-stats", text="\n".join(lines))
+    assert done.returncode == 1
+    assert "with the next message: cat.png\n0 of 1024 tokens" in done.stderr
+    assert "dropped cat.png, not sent yet\nnothing to drop\n" in done.stderr
+    assert re.search(r"^eyespot: error: no command '/rest'", done.stderr, re.MULTILINE)
+    assert "user: /quit now\n" in done.stderr
+    lines = [f"/image {picture}", "What?", f"/image {picture}", "/history"]
+    done = eyespot("chat", "-m", bundle, "-n", "4", "--json", "--max-tiles", "2", text="\n".join(lines))
+    answer, history = map(json.loads, done.stdout.splitlines())
+    assert answer["images"][0]["tiles"] == 3
+    assert "3 tiles" in done.stderr
+    assert history["messages"] == [
+        {"role": "user", "text": "What?", "images": ["cat.png"]},
+        {"role": "assistant", "text": answer["text"], "images": []},
+    ]
+    assert history["next_images"] == ["cat.png"]
+    assert 0 < history["tokens"] < history["ctx_size"] == 1024
 
 
 def test_a_terminal_gets_no_control_characters() -> None:
-    import io
-
     from eyespot.cli.options import show
-
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
 
     screen, pipe = Screen(), io.StringIO()
     for out in (screen, pipe):
         show("a\x1b[2Jb\n\tc\x9b", out)
     assert screen.getvalue() == "a[2Jb\n\tc"
     assert pipe.getvalue() == "a\x1b[2Jb\n\tc\x9b"
+
+
+# Streams and paths
+
+
+def shell(words: str, bundle: Path) -> subprocess.CompletedProcess[bytes]:
+    """`words` in a shell, where E is eyespot and B the bundle."""
+    names = {"E": f"{sys.executable} -m eyespot", "B": str(bundle)}
+    return subprocess.run(["bash", "-c", words], env={**ENV, **names}, capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("words", ["run -m $B -p x -n 2 --no-stats", "run -m $B -p x --json --no-stats -n 2",
+                                   "inspect $B", "doctor", "run --help", "--version"])  # fmt: skip
+def test_a_full_disk_is_told_in_one_line(words: str, bundle: Path) -> None:
+    done = shell(f"$E {words} >/dev/full", bundle)
+    assert (done.returncode, done.stderr) == (1, b"eyespot: error: No space left on device\n")
+
+
+def test_closed_and_strange_streams(bundle: Path) -> None:
+    for words in ("run -m $B -p x -n 2 >&-", "run -m $B -p x -n 2 2>&-", "run -m $B -p - -n 2 <&-", "chat -m $B <&-",
+                  "chat -m $B <<< 'hi' >&- 2>&-", "doctor >&- 2>&- <&-"):  # fmt: skip
+        done = shell(f"$E {words}", bundle)
+        assert done.returncode == 0, (words, done.stderr)
+        assert b"Traceback" not in done.stderr
+    assert b"eyespot: error" not in shell("$E run -m nowhere -p x 2>&-", bundle).stdout
+    done = shell("printf 'caf\\xe9' | LC_ALL=en_US.UTF-8 PYTHONUTF8=1 $E run -m $B -p - -n 2", bundle)
+    assert done.returncode == 0, done.stderr
+
+
+def test_wrong_paths_are_told_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    one_error_line(eyespot("inspect", "a" * 300), 2, "File name too long")
+    one_error_line(eyespot("run", "-m", bundle, "-p", "x", "--image", "a" * 300), 2, "File name too long")
+    done = shell(f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir ../gone; $E inspect here", bundle)
+    assert re.fullmatch(rb"eyespot: error: .*\n", done.stderr)
+    os.symlink(bundle, os.fsencode(tmp_path) + b"/\xff")
+    done = shell(f"$E run -m {tmp_path}/$'\\xff' -p x", bundle)
+    assert done.returncode == 2
+    assert re.fullmatch(rb"eyespot: error: .*UTF-8\n", done.stderr)
+
+
+def test_errors_of_the_system_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from eyespot.cli.main import _exit_code
+
+    assert _exit_code(lambda: open("/nowhere"), False) == 1  # type: ignore[arg-type, return-value]  # noqa: SIM115
+    assert capsys.readouterr().err == "eyespot: error: /nowhere: No such file or directory\n"

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eyespot.cli import options as o
 
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from eyespot.run.session import Session
 
 HELP = """/image PATH   show a picture with the next message
-/drop         take the last turn back, question and answer
+/drop         take back the pictures not sent yet; if there are none the last turn, question and answer
 /reset        forget everything
 /history      show what was said
 /help         this
-/quit         leave, as Ctrl-D does; Ctrl-C stops an answer"""
+/quit         leave, as Ctrl-D does; Ctrl-C stops an answer
+//TEXT        say a text that begins with /"""
 
 
 def command(
@@ -28,6 +29,7 @@ def command(
     image: o.Image = None,
     system: o.System = None,
     max_tokens: o.MaxTokens = 1024,
+    max_tiles: o.MaxTiles = None,
     ctx_size: o.CtxSize = 0,
     threads: o.Threads = 0,
     seed: o.Seed = None,
@@ -45,7 +47,7 @@ def command(
     from eyespot.errors import FAILED, OK
     from eyespot.run.model import load
 
-    settings = o.sampling(max_tokens, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
+    settings = o.sampling(max_tokens, max_tiles, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
     with load(model, threads, ctx_size, isa) as loaded:
         chat = Chat(loaded.chat(system), settings, as_json, not no_stats)
         for path in image or ():
@@ -69,17 +71,22 @@ class Chat:
             with suppress(ImportError):
                 import readline  # noqa: F401 - gives input() its history
             self.note("/help lists the commands")
-        while (line := self._line()) is not None:
+        while True:
             try:
-                if not self._obey(line):
+                line = self._line()
+                if line is None or not self._obey(line):
                     return
             except EyespotError as error:
                 self.failed = True
-                print(f"eyespot: error: {error}", file=sys.stderr)
+                self.note(f"eyespot: error: {error}")
+            except KeyboardInterrupt:
+                if not self.terminal:
+                    raise
+                self.note("\n/quit or Ctrl-D leaves")
 
     def note(self, text: str) -> None:
         """For the person, not for a program that reads stdout."""
-        print(text, file=sys.stderr, flush=True)
+        o.line(text, sys.stderr)
 
     def _line(self) -> str | None:
         """The next line, None at the end of the input."""
@@ -94,6 +101,8 @@ class Chat:
 
     def _obey(self, line: str) -> bool:
         """Does what one line asks; False to leave."""
+        from eyespot.errors import UsageError
+
         words = line.strip().split(maxsplit=1)
         if not words:
             return True
@@ -105,16 +114,27 @@ class Chat:
             case "/image", path:
                 self.image(path)
             case "/drop", _:
-                self.note("dropped the last turn" if self.session.drop() else "nothing to drop")
+                self._drop()
             case "/reset", _:
                 self.session.reset()
                 self.pictures.clear()
                 self.note("forgot everything")
             case "/history", _:
                 self._history()
+            case word, _ if word.startswith("//"):
+                self._say(line.replace("/", "", 1))
+            case word, _ if word.startswith("/"):
+                raise UsageError(f"no command '{word}'", expected="one that /help lists, or // to say a text with /")
             case _:
                 self._say(line)
         return True
+
+    def _drop(self) -> None:
+        if self.pictures:
+            self.note(f"dropped {', '.join(picture.name for picture in self.pictures)}, not sent yet")
+            self.pictures = []
+        else:
+            self.note("dropped the last turn" if self.session.drop() else "nothing to drop")
 
     def image(self, path: str) -> None:
         """Reads a picture now, so that a wrong path is told now, and keeps it for the next message."""
@@ -128,7 +148,7 @@ class Chat:
         if not names:
             raise UsageError("/image without a path")
         picture = load(path if len(names) > 1 else names[0])
-        cut = self.session.model.processor.tiling(picture)
+        cut = self.session.model.processor.tiling(picture, self.settings.get("max_tiles"))
         self.pictures.append(picture)
         size, rows = "x".join(map(str, cut.resized)), self.session.model.bundle.program.info.tile_tokens
         self.note(
@@ -136,10 +156,20 @@ class Chat:
         )
 
     def _history(self) -> None:
-        for message in self.session.messages:
-            marks = "".join(f"[{picture.name}] " for picture in message.pictures)
-            self.note(f"{message.role}: {marks}{message.text}")
-        self.note(f"{self.session.tokens} of {self.session.model.ctx_size} tokens")
+        said = [(m.role, m.text, [picture.name for picture in m.pictures]) for m in self.session.messages]
+        waiting, tokens, room = [p.name for p in self.pictures], self.session.tokens, self.session.model.ctx_size
+        if self.as_json:
+            turns = [{"role": role, "text": text, "images": names} for role, text, names in said]
+            self._print({"messages": turns, "next_images": waiting, "tokens": tokens, "ctx_size": room})
+            return
+        for role, text, names in said:
+            self.note(f"{role}: {''.join(f'[{name}] ' for name in names)}{text}")
+        if waiting:
+            self.note(f"with the next message: {', '.join(waiting)}")
+        self.note(f"{tokens} of {room} tokens")
+
+    def _print(self, record: dict[str, Any]) -> None:
+        o.line(json.dumps(record, ensure_ascii=False), sys.stdout)
 
     def _say(self, line: str) -> None:
         from eyespot.cli.interrupt import interruptible
@@ -149,11 +179,14 @@ class Chat:
             for piece in stream:
                 if not self.as_json:
                     o.show(piece, sys.stdout)
-        answer = stream.answer
-        if answer is None:
-            return
-        if answer.tokens or answer.stop_reason != "cancelled":
-            self.pictures = []
-        print(json.dumps(answer.to_json(), ensure_ascii=False) if self.as_json else "", flush=True)
-        if self.stats:
-            self.note(answer.stats())
+            answer = stream.answer
+            if answer is None:
+                return
+            if answer.tokens or answer.stop_reason != "cancelled":
+                self.pictures = []
+            if self.as_json:
+                self._print(answer.to_json())
+            else:
+                o.line("", sys.stdout)
+            if self.stats:
+                self.note(answer.stats())

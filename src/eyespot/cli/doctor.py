@@ -18,6 +18,7 @@ def command(
     as_json: Annotated[bool, flag("--json", help="All of it as JSON.")] = False,
 ) -> int:
     """Show this machine and what the engine will use of it. Exit code 1 when the engine does not load."""
+    from eyespot.cli.options import line
     from eyespot.errors import FAILED, OK
 
     found = examine()
@@ -25,7 +26,7 @@ def command(
         print(json.dumps(found))
     else:
         for name, value in found.items():
-            print(f"{name:<12} {_text(value)}")
+            line(f"{name:<12} {_text(value)}", sys.stdout)
     return OK if found["engine"]["error"] is None else FAILED
 
 

@@ -5,7 +5,6 @@ Importing typer and building its parser takes 130 ms, a quarter of what an answe
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,9 @@ def flag(*names: str, help: str, metavar: str | None = None, least: int | None =
     return Flag(names, help, metavar, least)
 
 
+DEBUG = flag("--debug", help="Show the traceback of a failure.")  # of every verb
+
+
 def flags(command: Command) -> dict[str, tuple[Any, Flag]]:
     """Parameter -> its type and Flag; empty for a command declared in typer's own way."""
     hints = get_type_hints(command, include_extras=True)
@@ -37,8 +39,11 @@ def flags(command: Command) -> dict[str, tuple[Any, Flag]]:
 
 
 def quick(command: Command, arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The keyword arguments of a plain, correct command line; None where typer shall have the word."""
+    """The keyword arguments, `debug` too, of a plain, correct command line; None where typer shall have the word."""
     known = flags(command)
+    if not known:
+        return None
+    known["debug"] = bool, DEBUG
     by_name = {name: parameter for parameter, (_, flag) in known.items() for name in flag.names}
     values: dict[str, Any] = {}
     words = iter(arguments)
@@ -65,7 +70,7 @@ def quick(command: Command, arguments: Sequence[str]) -> dict[str, Any] | None:
         else:
             values[parameter] = given
     needed = (n for n, p in inspect.signature(command).parameters.items() if p.default is inspect.Parameter.empty)
-    return values if known and all(name in values for name in needed) else None
+    return values if all(name in values for name in needed) else None
 
 
 def _kind(hint: Any) -> tuple[Callable[..., Any], bool]:
@@ -75,24 +80,27 @@ def _kind(hint: Any) -> tuple[Callable[..., Any], bool]:
     return (get_args(hint)[0], True) if get_origin(hint) is list else (hint, False)
 
 
-def for_typer(command: Command) -> Command:
-    """The same command with typer's Options in the place of Flags."""
-    known = flags(command)
-    if not known:
-        return command
+def for_typer(command: Command, call: Command) -> Command:
+    """`call` with the name, help and parameters of `command`: typer's Options in the place of Flags, and `debug`."""
     import typer
 
-    @functools.wraps(command)
-    def same(*args: Any, **kwargs: Any) -> Any:
-        return command(*args, **kwargs)
+    def same(**values: Any) -> Any:
+        return call(**values)
 
-    parameters = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        hint, given = known[name]
-        shown = parameter.default not in (None, "", False, inspect.Parameter.empty)
-        option = typer.Option(*given.names, help=given.help, metavar=given.metavar, min=given.least, show_default=shown)
-        parameters.append(parameter.replace(annotation=Annotated[hint, option]))
-    del same.__wrapped__  # or typer would look through to the Flags
-    same.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    same.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    def option(hint: Any, flag: Flag, shown: bool) -> Any:
+        given = typer.Option(*flag.names, help=flag.help, metavar=flag.metavar, min=flag.least, show_default=shown)
+        return Annotated[hint, given]
+
+    known, parameters = flags(command), []
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        if name in known:
+            shown = parameter.default not in (None, "", False, inspect.Parameter.empty)
+            parameter = parameter.replace(annotation=option(*known[name], shown))
+        parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    debug = inspect.Parameter(
+        "debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option(bool, DEBUG, False)
+    )
+    same.__name__, same.__doc__ = command.__name__, command.__doc__
+    same.__signature__ = inspect.Signature([*parameters, debug])  # type: ignore[attr-defined]
+    same.__annotations__ = {parameter.name: parameter.annotation for parameter in [*parameters, debug]}
     return same

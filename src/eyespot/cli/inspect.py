@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import Counter
 from dataclasses import asdict
 from math import prod
@@ -25,7 +27,7 @@ def command(
     """Show what a bundle or a checkpoint holds."""
     from eyespot.errors import UsageError
 
-    if (Path(path) / "manifest.json").exists():
+    if os.path.exists(os.path.join(path, "manifest.json")):  # unlike Path.exists() it never raises
         _bundle(Path(path), program, verify, as_json)
     elif verify:
         raise UsageError(f"{path}: not a bundle, so there are no hashes to verify")
@@ -36,6 +38,7 @@ def command(
 def _bundle(path: Path, with_program: bool, verify: bool, as_json: bool) -> None:
     from eyespot.bundle import open_bundle
     from eyespot.cli.compile import show_report
+    from eyespot.cli.options import line
     from eyespot.cli.table import show_table, size
     from eyespot.errors import EyespotError
     from eyespot.program import Program, dump
@@ -48,10 +51,11 @@ def _bundle(path: Path, with_program: bool, verify: bool, as_json: bool) -> None
         print(json.dumps(facts | ({"program": dump(program)} if with_program else {})))
         return
     if with_program:
-        print(dump(program))
+        line(dump(program), sys.stdout)
         return
     source = bundle.manifest["source"]
-    print(f"{path}: {program.family}, from {source.get('name', '?')}, by eyespot {bundle.manifest['eyespot']}")
+    made = f"from {source.get('name', '?')}, by eyespot {bundle.manifest['eyespot']}"
+    line(f"{path}: {program.family}, {made}", sys.stdout)
     rows = [(name, size(f["bytes"]), _counts(f["schemes"])) for name, f in facts["files"].items()]
     show_table("files" + (", hashes verified" if bundle.verified else ""), ("file", "bytes", "weights"), rows)
     memory = facts["memory"]
@@ -110,6 +114,7 @@ def _memory(bundle: Bundle) -> dict[str, int]:
 def _checkpoint(path: str, with_program: bool, as_json: bool) -> None:
     from eyespot import families
     from eyespot.checkpoint import open_checkpoint
+    from eyespot.cli.options import line
     from eyespot.cli.table import count, show_table
     from eyespot.compile.settings import added_tokens
     from eyespot.program import dump
@@ -138,17 +143,17 @@ def _checkpoint(path: str, with_program: bool, as_json: bool) -> None:
         print(json.dumps(facts | ({"program": dump(built.program)} if with_program else {})))
         return
     if with_program:
-        print(dump(built.program))
+        line(dump(built.program), sys.stdout)
         return
     info = built.program.info
     eyes = f", tiles of {info.tile_size} pixels in {info.tile_tokens} tokens" if info.tile_size else ", no eyes"
-    print(f"{path}: {checkpoint.format}, family {built.program.family}, {count(weights)} weights{eyes}")
+    line(f"{path}: {checkpoint.format}, family {built.program.family}, {count(weights)} weights{eyes}", sys.stdout)
     print(f"vocabulary {info.vocab_size}, width {info.hidden_size}, positions {info.max_position}")
     rows = [(dtype, tensors, count(n)) for dtype, (tensors, n) in sorted(dtypes.items())]
     show_table("stored as", ("dtype", "tensors", "weights"), rows)
-    print(f"side files: {', '.join(checkpoint.files) or 'none'}")
+    line(f"side files: {', '.join(checkpoint.files) or 'none'}", sys.stdout)
     for warning in checkpoint.warnings:
-        print(f"warning: {warning}")
+        line(f"warning: {warning}", sys.stdout)
 
 
 def _counts(schemes: dict[str, int]) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 @contextmanager
 def interruptible(cancel: Callable[[], None]) -> Iterator[None]:
     """Within the block, SIGINT calls `cancel` on another thread and raises nothing. Main thread only."""
+    handler = signal.signal(signal.SIGINT, lambda *_: None)  # any Python handler makes C write the byte
     ours, signals = os.pipe()
     os.set_blocking(signals, False)  # as set_wakeup_fd demands
 
@@ -25,14 +26,13 @@ def interruptible(cancel: Callable[[], None]) -> Iterator[None]:
                 cancel()
 
     watcher = threading.Thread(target=watch, daemon=True)
-    handler = signal.signal(signal.SIGINT, lambda *_: None)  # any Python handler makes C write the byte
     wakeup = signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGINT, handler)
         os.close(signals)  # ends the watcher
         watcher.join()
         os.close(ours)
+        signal.signal(signal.SIGINT, handler)  # at last, or one more Ctrl-C could leave the rest undone

@@ -11,7 +11,9 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from eyespot.cli.flags import Command, for_typer, quick
@@ -29,30 +31,51 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line and exits. argv: without the program's name; None = this process's."""
-    given = sys.argv[1:] if argv is None else argv
-    arguments = [argument for argument in given if argument != "--debug"]  # before the verb or after
-    debug = arguments != given
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an answer may hold what a terminal's encoding lacks
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = arguments[:1] == ["--debug"]  # of a verb it is a flag
+    _open_streams()
     try:
-        verb = _verb(arguments)
-        command = importlib.import_module(f"eyespot.cli.{VERBS[verb][0]}").command if verb else None
-        values = quick(command, arguments[1:]) if command is not None and arguments[:1] == [verb] else None
-        if command is not None and values is not None:
-            sys.exit(_exit_code(functools.partial(command, **values), debug))
-        _app(verb, command, debug)(arguments, prog_name="eyespot")
-    except EyespotError as error:
-        sys.exit(report(error, debug))
-    except KeyboardInterrupt:  # while modules were imported
-        sys.exit(INTERRUPTED)
+        sys.exit(_exit_code(functools.partial(_run, arguments[debug:], debug), debug))
+    finally:
+        _flush_streams()
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """Does what the words ask; exits by itself where typer has the word."""
+    verb = _verb(arguments)
+    command = importlib.import_module(f"eyespot.cli.{VERBS[verb][0]}").command if verb else None
+    values = quick(command, arguments[1:]) if command is not None and arguments[:1] == [verb] else None
+    if command is None or values is None:
+        return _app(verb, command, debug)(arguments, prog_name="eyespot") or OK
+    return _guarded(command, debug, values)
+
+
+def _open_streams() -> None:
+    """A stream that the caller closed leads nowhere; no other fails on a character its encoding lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _flush_streams() -> None:
+    """What cannot be written was told; the exit of Python must not tell it again."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def report(error: EyespotError, debug: bool = False) -> int:
-    """Prints the one line; returns the exit code."""
-    if debug:
-        raise error
-    print(f"eyespot: error: {error}", file=sys.stderr)
+    """Prints the one line, or the traceback; returns the exit code."""
+    with suppress(OSError):
+        if debug:
+            traceback.print_exception(error)
+        else:
+            print(f"eyespot: error: {error}", file=sys.stderr)
     return error.exit_code
 
 
@@ -91,9 +114,13 @@ def _app(chosen: str | None, command: Command | None, debug: bool) -> Command:
         debug: bool = typer.Option(False, "--debug", help="Show the traceback of a failure."),
     ) -> None: ...
 
+    def finish(**values: Any) -> None:
+        assert command is not None
+        raise typer.Exit(_guarded(command, debug, values))
+
     for verb, (_, help) in VERBS.items():
         if verb == chosen and command is not None:
-            app.command(verb, short_help=help)(_guarded(for_typer(command), debug))
+            app.command(verb, short_help=help)(for_typer(command, finish))
         else:
             app.command(verb, help=help)(_absent)
     return app
@@ -113,22 +140,17 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _guarded(command: Command, debug: bool) -> Command:
-    """`command` for typer, ending in an exit code."""
-    import typer
-
-    @functools.wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        raise typer.Exit(_exit_code(functools.partial(command, *args, **kwargs), debug))
-
-    return guarded
+def _guarded(command: Command, debug: bool, values: dict[str, Any]) -> int:
+    """The exit code of a command that got these flags."""
+    debug = values.pop("debug", False) or debug
+    return _exit_code(functools.partial(command, **values), debug)
 
 
 def _exit_code(call: Callable[[], int | None], debug: bool) -> int:
     """Runs a command; whichever way it ends becomes an exit code."""
     try:
         code = call()
-        sys.stdout.flush()  # so that a closed pipe is noticed here
+        sys.stdout.flush()  # so that a closed pipe or a full disk is noticed here
         return code or OK
     except EyespotError as error:
         return report(error, debug)
@@ -136,7 +158,9 @@ def _exit_code(call: Callable[[], int | None], debug: bool) -> int:
         print("\neyespot: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `eyespot run ... | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
         return FAILED
+    except OSError as error:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return report(EyespotError(f"{where}{error.strerror or error}"), debug)
     except MemoryError:
         return report(EyespotError("not enough memory"), debug)

@@ -15,6 +15,7 @@ System = Annotated[str | None, flag("--system", help="System prompt instead of t
 MaxTokens = Annotated[int, flag("-n", "--max-tokens", least=1, help="Most tokens of an answer.")]
 CtxSize = Annotated[int, flag("-c", "--ctx-size", least=0, help="Tokens of context; 0: as compiled.")]
 Threads = Annotated[int, flag("-t", "--threads", least=0, help="0: as config.json says.")]
+MaxTiles = Annotated[int | None, flag("--max-tiles", least=1, help="Most tiles of a picture; fewer take less context.")]
 Seed = Annotated[int | None, flag("-s", "--seed", least=0, help="Same seed, same answer.")]
 Isa = Annotated[str, flag("--isa", help="Instruction set, such as scalar or avx2, instead of the best there is.")]
 Temp = Annotated[float | None, flag("--temp", help="Temperature; 0: always the likeliest token.")]
@@ -26,11 +27,12 @@ RepeatLastN = Annotated[int | None, flag("--repeat-last-n", help="Tokens the pen
 Json = Annotated[bool, flag("--json", help="The answer as JSON on stdout.")]
 NoStats = Annotated[bool, flag("--no-stats", help="No line of statistics on stderr.")]
 
-_CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
 
 def sampling(
     max_tokens: int,
+    max_tiles: int | None,
     seed: int | None,
     temp: float | None,
     top_k: int | None,
@@ -42,6 +44,7 @@ def sampling(
     """The flags under the library's names; None leaves the bundle's own value."""
     return {
         "max_tokens": max_tokens,
+        "max_tiles": max_tiles,
         "seed": seed,
         "temperature": temp,
         "top_k": top_k,
@@ -53,6 +56,11 @@ def sampling(
 
 
 def show(piece: str, out: Any) -> None:
-    """Writes a piece of an answer at once. A terminal gets no control characters: a model must not steer it."""
-    out.write(piece.translate(_CONTROLS) if out.isatty() else piece)
+    """Writes a piece of text at once. A terminal gets no control characters: no model or file must steer it."""
+    out.write(piece.translate(CONTROLS) if out.isatty() else piece)
     out.flush()
+
+
+def line(text: str, out: Any) -> None:
+    """Writes a line, as show() does."""
+    show(f"{text}\n", out)

@@ -17,6 +17,7 @@ def command(
     system: o.System = None,
     raw: Annotated[bool, flag("--raw", help="Take the prompt as it is, without the chat template.")] = False,
     max_tokens: o.MaxTokens = 256,
+    max_tiles: o.MaxTiles = None,
     ctx_size: o.CtxSize = 0,
     threads: o.Threads = 0,
     seed: o.Seed = None,
@@ -42,7 +43,7 @@ def command(
     asked: Any = text
     if system is not None:
         asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    settings = o.sampling(max_tokens, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
+    settings = o.sampling(max_tokens, max_tiles, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
     with load(model, threads, ctx_size, isa) as loaded:
         stream = loaded.stream(asked, image or (), raw, **settings)
         with interruptible(stream.cancel):
@@ -52,7 +53,7 @@ def command(
         answer = stream.answer
     if answer is None:
         raise EyespotError("there was no answer")
-    print(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "")
+    o.line(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "", sys.stdout)
     if not no_stats:
-        print(answer.stats(), file=sys.stderr)
+        o.line(answer.stats(), sys.stderr)
     return INTERRUPTED if answer.stop_reason == "cancelled" else OK

@@ -18,11 +18,13 @@ def show_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[objec
         from rich.table import Table
         from rich.text import Text
 
+        from eyespot.cli.options import CONTROLS
+
         table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
         for header, is_right in zip(headers, right, strict=True):
             table.add_column(header, justify="right" if is_right else "left")
         for row in cells:
-            table.add_row(*(Text(cell) for cell in row))  # Text: names from files are not markup
+            table.add_row(*(Text(cell.translate(CONTROLS)) for cell in row))  # names from files are not markup
         Console().print(table)
         return
     widths = [max(len(line[i]) for line in [list(headers), *cells]) for i in range(len(headers))]
