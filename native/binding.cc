@@ -127,7 +127,7 @@ class Engine {
     const Use use(*this);
     check(es_truncate(engine_, n));
   }
-  void cancel() const { es_cancel(open()); }
+  void cancel(bool on) const { es_cancel(open(), on); }
 
   void trace(const nb::object& callback) {
     const Use use(*this);
@@ -175,7 +175,10 @@ class Engine {
       status = call();
       if (status != ES_OK) message = es_last_error();
     }
-    if (pending_) std::rethrow_exception(std::exchange(pending_, nullptr));
+    if (pending_) {
+      if (status != ES_CANCELLED) es_cancel(engine_, 0);  // it came in the last block: no call met the request
+      std::rethrow_exception(std::exchange(pending_, nullptr));
+    }
     if (status != ES_OK) raise(status, message);
   }
 
@@ -200,7 +203,7 @@ class Engine {
       self->callback_(graph, block, copy.array(shape));
     } catch (...) {
       self->pending_ = std::current_exception();
-      es_cancel(self->engine_);
+      es_cancel(self->engine_, 1);
     }
   }
 
@@ -284,7 +287,7 @@ NB_MODULE(_native, m) {
       .def("decode", &Engine::decode, "token"_a)
       .def_prop_ro("past", &Engine::past)
       .def("truncate", &Engine::truncate, "n"_a)
-      .def("cancel", &Engine::cancel)
+      .def("cancel", &Engine::cancel, "on"_a = true)
       .def("trace", &Engine::trace, "callback"_a.none())
       .def("close", &Engine::close);
   nb::class_<Bpe>(m, "Bpe")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +68,29 @@ def test_runner_decodes_greedily(programs: Path, tmp_path: Path) -> None:
     assert plain.stdout.strip() == ",".join(map(str, expected))
     full = run(programs, "-m", made.path, "--tokens", "3,1,4", "-n", 1000, "-c", 8)  # stops where the context ends
     assert len(full.stdout.split(",")) == 6
+
+
+def hears(pid: int, number: signal.Signals) -> bool:
+    """The process has a handler of its own for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def test_runner_ends_at_every_ctrl_c(programs: Path, tmp_path: Path) -> None:
+    """Wherever it falls: most of a step is the last block here, after the last look of that call at the request."""
+    program = handmade.with_schemes(handmade.program(eyes=False, vocab=1 << 14), "f32")
+    made = handmade.write(tmp_path / "b", program, ctx=1 << 15)
+    command = [programs / "eyespot-run", "-m", made.path, "--tokens", "3,1,4", "-n", "32000", "-t", "1"]
+    rng = random.Random()
+    for _ in range(20):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not hears(process.pid, signal.SIGINT):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=5)  # all of it would take half a minute
+        assert (process.returncode, out, errors) == (130, "", "eyespot-run: interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The engine against program/reference.py, on bundles written by hand: every op kind, scheme and cache type.
 
-Then its promises (threads, chunks, truncation, cancelling, NaN), and hostile bundles.
+Then its promises (threads, chunks, truncation, cancelling, forks, NaN), and hostile bundles.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import handmade
 from eyespot import _native
@@ -28,6 +29,10 @@ from eyespot.compile import schedule
 from eyespot.errors import Cancelled, EyespotError, UnsupportedModel, UsageError
 from eyespot.program.op import OPS
 from eyespot.run.engine import Engine
+from eyespot.run.images import Picture, load
+from eyespot.run.processor import Placed, Prompt
+from eyespot.run.sequence import Sequence
+from eyespot.run.tiling import Tiling
 from handmade import IMAGE, SIDE, TILE_TOKENS, VOCAB, Handmade
 from test_tensorfile import denied
 
@@ -179,13 +184,21 @@ def test_error_in_trace_ends_the_call(bundle: Callable[..., Handmade]) -> None:
     def angry(graph: str, block: str, value: np.ndarray) -> None:
         raise KeyError(block)
 
+    def angry_at_last(graph: str, block: str, value: np.ndarray) -> None:
+        if block == "post":
+            raise KeyError(block)
+
     with Engine(made.path) as engine:
         engine.trace(angry)
         with pytest.raises(KeyError, match="embed_tokens"):
             engine.prefill([1, 2, 3])
         assert engine.past == 0
+        engine.trace(angry_at_last)
+        with pytest.raises(KeyError, match="post"):
+            engine.prefill([1, 2, 3])
         engine.trace(None)
-        assert engine.prefill([1, 2, 3]).shape == (1, VOCAB)
+        engine.truncate(0)
+        assert engine.prefill([1, 2, 3]).shape == (1, VOCAB)  # nothing is left of how the others were stopped
 
 
 def test_cancel_keeps_whole_chunks(bundle: Callable[..., Handmade]) -> None:
@@ -208,6 +221,45 @@ def test_cancel_keeps_whole_chunks(bundle: Callable[..., Handmade]) -> None:
         rest = engine.prefill(list(range(8, 30)))
         with Engine(made.path) as fresh:
             assert np.array_equal(rest, fresh.prefill(list(range(30))))
+
+
+def test_cancel_waits_for_a_call(bundle: Callable[..., Handmade]) -> None:
+    """Asked for between two calls, or in the last block of one, it ends the next: a Ctrl-C is never lost."""
+    with Engine(bundle().path) as engine:
+        blocks: list[str] = []
+        engine.trace(lambda graph, block, value: blocks.append(block))
+        for call in (lambda: engine.encode(TILES), lambda: engine.prefill([1, 2]), lambda: engine.decode(1)):
+            engine.cancel()
+            with pytest.raises(Cancelled):
+                call()
+            assert (blocks, engine.past) == ([], 0)
+        engine.trace(lambda graph, block, value: engine.cancel() if block == "post" else None)
+        engine.decode(1)
+        with pytest.raises(Cancelled):
+            engine.decode(2)
+        engine.trace(None)
+        engine.cancel()
+        engine.cancel(False)
+        engine.decode(2)
+        assert engine.past == 2
+
+
+def test_cancel_while_a_picture_is_prepared(bundle: Callable[..., Handmade]) -> None:
+    with Engine(bundle().path) as engine:
+        blocks: list[str] = []
+        engine.trace(lambda graph, block, value: blocks.append(block))
+
+        def pixels(picture: Picture, cut: Tiling) -> np.ndarray:
+            engine.cancel()
+            return TILES[:1]
+
+        ids = np.array([1, *[IMAGE] * TILE_TOKENS, 2], np.int32)
+        picture = load(Image.new("RGB", (SIDE, SIDE)))
+        placed = Placed(picture, Tiling(1, 1, SIDE, False), start=1, rows=TILE_TOKENS)
+        cache = Sequence(engine, pixels)
+        with pytest.raises(Cancelled):
+            cache.prefill(Prompt("", ids, ids.astype(np.int64), (placed,)), check=lambda: None)
+        assert (blocks, engine.past, cache.past) == ([], 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +372,44 @@ def test_closed_engine_says_so(bundle: Callable[..., Handmade]) -> None:
             call()
 
 
+FORKED = """
+import os, signal, sys
+import numpy as np
+from eyespot.errors import UsageError
+from eyespot.run.engine import Engine
+
+engine = Engine(sys.argv[1], threads=3)
+expected = engine.decode(1)
+pixels = np.zeros((1, 3, engine.info["tile_size"], engine.info["tile_size"]))
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # ends a child that hangs
+    for call in (lambda: engine.encode(pixels), lambda: engine.prefill([1, 2]), lambda: engine.decode(1)):
+        try:
+            call()
+        except UsageError as error:
+            print(error)
+    engine.close()
+    with Engine(sys.argv[1], threads=3) as own:
+        print("same", (own.decode(1) == expected).all())
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+engine.truncate(0)
+print("same", (engine.decode(1) == expected).all())
+"""
+
+
+def test_a_forked_child_is_told(bundle: Callable[..., Handmade]) -> None:
+    """The engine's threads stay behind: to wait for them, at a call or at the end, would be for ever."""
+    command = [sys.executable, "-c", FORKED, bundle().path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    *told, child, parent = done.stdout.splitlines()
+    assert len(told) == 3
+    assert all("opened in another process" in line for line in told)
+    assert (child, parent) == ("same True", "same True")
+
+
 def test_isa_by_environment(bundle: Callable[..., Handmade], monkeypatch: pytest.MonkeyPatch) -> None:
     made = bundle(eyes=False)
     monkeypatch.setenv("EYESPOT_ISA", "scalar")
@@ -378,6 +468,13 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], type[EyespotError], str]] = {
     "attribute": (lambda p: op_of(p, "rope")["attrs"].update(heads=9), EyespotError, "do not fit"),
     "attribute type": (lambda p: op_of(p, "rms_norm")["attrs"].update(eps="1e-5"), EyespotError, "eps"),
     "no attribute": (lambda p: op_of(p, "rms_norm")["attrs"].clear(), EyespotError, "eps"),
+    "inputs": (
+        lambda p: p["graphs"]["text"]["inputs"].extend(
+            {"name": f"x{i}", "shape": ["n"], "dtype": "i32"} for i in range(9)
+        ),
+        EyespotError,
+        "too many inputs",
+    ),
     "input": (lambda p: op_of(p, "select").update({"in": ["rows", "rows"]}), EyespotError, "matrix"),
     "undefined": (lambda p: op_of(p, "swiglu").update({"in": ["post.head"]}), EyespotError, "not defined"),
     "shape": (lambda p: op_of(p, "linear").update(shape=["n", 81]), EyespotError, "recorded shape"),
@@ -487,6 +584,30 @@ def test_files_that_cannot_be_read_have_causes_of_their_own(bundle: Callable[...
     (path / "layer_00.safetensors").write_bytes(b"")
     with pytest.raises(EyespotError, match=r"^layer_00.safetensors: is empty$"):
         Engine(path)
+
+
+@pytest.mark.parametrize("name", ["layer_01.safetensors", "vision.safetensors"])
+def test_a_part_that_shrinks_is_told(bundle: Callable[..., Handmade], tmp_path: Path, name: str) -> None:
+    """The bytes past the new end would end the process with SIGBUS."""
+    path = tmp_path / "b"
+    shutil.copytree(bundle().path, path)
+    data = (path / name).read_bytes()
+    with Engine(path) as engine:
+        logits = engine.prefill([1, 2])
+        for size in (len(data) - 1, 0):
+            os.truncate(path / name, size)
+            words = f"{name}: the file shrank while it was in use; found {size} bytes; expected {len(data)} bytes"
+            for call in (lambda: engine.encode(TILES), lambda: engine.prefill([1, 2]), lambda: engine.decode(1)):
+                with pytest.raises(EyespotError, match=words):
+                    call()
+        assert engine.past == 2
+        (path / name).write_bytes(data)
+        engine.truncate(0)
+        assert np.array_equal(engine.prefill([1, 2]), logits)
+        (path / "new").write_bytes(b"")
+        (path / "new").rename(path / name)  # what is open stays what it was
+        engine.truncate(0)
+        assert np.array_equal(engine.prefill([1, 2]), logits)
 
 
 HOSTILE = [

@@ -34,7 +34,7 @@ class FakeEngine:
         self.never_stop = never_stop
         self.fail: Exception | None = None
         self.fail_after = -1
-        self.closed = False
+        self.closed = self.cancelled = False
 
     @property
     def past(self) -> int:
@@ -49,6 +49,9 @@ class FakeEngine:
         self.items.append(b"%d" % token if row is None else row.tobytes())
 
     def _logits(self) -> np.ndarray:
+        if self.cancelled:
+            self.cancelled = False
+            raise Cancelled("cancelled")
         if self.fail is not None:
             self.fail_after -= 1
             if self.fail_after < 0:
@@ -85,7 +88,8 @@ class FakeEngine:
         assert n <= self.past
         del self.items[n:]
 
-    def cancel(self) -> None: ...
+    def cancel(self, on: bool = True) -> None:
+        self.cancelled = on
 
     def close(self) -> None:
         self.closed = True
@@ -212,6 +216,12 @@ def test_a_cancelled_answer_stays_as_far_as_it_came(tmp_path: Path) -> None:
     assert session.messages[-1].text == "".join(pieces) == stream.answer.text
     follow = session.send("and?", **QUIET)
     assert follow.timings.reused_tokens >= stream.answer.timings.prompt_tokens + len(stream.answer.tokens) - 1
+
+
+def test_a_cancel_that_came_too_late_is_taken_back(model: Model) -> None:
+    wanted = model.generate("one", **QUIET).tokens
+    model.engine.cancel()  # in the last block of the last token
+    assert model.generate("one", **QUIET).tokens == wanted
 
 
 def test_a_stream_let_go_frees_the_model(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class Engine {
   }
 
   void encode(const float* pixels, int32_t tiles, float* features) {
-    cancelled_ = false;
+    check_surroundings();
     if (graphs_.size() < 2) fail_with(ES_USAGE, "this model has no eyes: it cannot encode pictures");
     if (tiles < 1 || tiles > limits::TILES || pixels == nullptr || features == nullptr)
       fail_with(ES_USAGE, "tiles", tiles, "1 to " + str(limits::TILES) + " with pixels and room for their features");
@@ -158,7 +158,7 @@ class Engine {
 
   void prefill(const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows, int32_t want,
                float* logits) {
-    cancelled_ = false;
+    check_surroundings();
     check_prefill(tokens, n, features, feature_rows, want, logits);
     const Info& info = program_.info;
     const BoundGraph& text = graphs_[0];
@@ -192,12 +192,20 @@ class Engine {
     past_ = n;
   }
 
-  void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+  void cancel(bool on) { cancelled_.store(on, std::memory_order_relaxed); }
 
   void trace(es_trace_fn callback, void* user) { trace_ = callback, trace_user_ = user; }
 
  private:
   bool eyes() const { return graphs_[0].features; }
+
+  // What others may have done since the last call, and what would hang or kill the process if it went unnoticed.
+  void check_surroundings() const {
+    if (pool_.forked())
+      fail_with(ES_USAGE, "the engine was opened in another process", Nothing{}, Nothing{},
+                "a fork(): threads do not follow into the child, which must open the bundle itself");
+    for (const auto& [part, file] : files_) file->check_length();
+  }
 
   void check_prefill(const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows, int32_t want,
                      const float* logits) const {
@@ -220,9 +228,9 @@ class Engine {
                 str(images) + " image tokens");
   }
 
-  void walk(size_t g, const std::vector<BoundBlock>& blocks, const Run& run) const {
+  void walk(size_t g, const std::vector<BoundBlock>& blocks, const Run& run) {
     for (const BoundBlock& block : blocks) {
-      if (cancelled_.load(std::memory_order_relaxed)) throw Failure{ES_CANCELLED, "cancelled"};
+      if (cancelled_.exchange(false, std::memory_order_relaxed)) throw Failure{ES_CANCELLED, "cancelled"};
       for (const auto& step : block.steps) step->call(*step, run);
       if (trace_ != nullptr && block.whole)
         trace_(trace_user_, program_.graphs[g].name.c_str(), block.name.c_str(), block.last,
@@ -240,7 +248,7 @@ class Engine {
   std::vector<BoundGraph> graphs_;
   std::vector<int32_t> wanted_;
   int64_t ctx_ = 0, past_ = 0, weight_bytes_ = 0, kv_bytes_ = 0;
-  std::atomic<bool> cancelled_{false};
+  std::atomic<bool> cancelled_{false};  // asked for, and not yet met by a call
   static_assert(std::atomic<bool>::is_always_lock_free, "es_cancel must be safe in a signal handler");
   es_trace_fn trace_ = nullptr;
   void* trace_user_ = nullptr;
@@ -291,7 +299,7 @@ int es_truncate(es_engine* engine, int32_t n) {
   return guarded([&] { engine->engine.truncate(n); });
 }
 
-void es_cancel(es_engine* engine) { engine->engine.cancel(); }
+void es_cancel(es_engine* engine, int32_t on) { engine->engine.cancel(on != 0); }
 
 void es_trace(es_engine* engine, es_trace_fn callback, void* user) { engine->engine.trace(callback, user); }
 

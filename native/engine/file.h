@@ -12,7 +12,8 @@
 
 namespace eyespot {
 
-// Owns a mapping: a file's bytes (read-only) or zeroed memory that takes no page until it is touched.
+// Owns a mapping: a file's bytes (read-only) or zeroed memory that takes no page until it is touched. The file stays open:
+// only so can be seen that it shrank, which turns the bytes past its end into SIGBUS.
 class Mapping {
  public:
   Mapping() = default;
@@ -24,11 +25,13 @@ class Mapping {
 
   std::byte* data() const { return data_; }
   int64_t size() const { return size_; }
+  int64_t file_size() const;  // of the file as it is now; -1 when there is no telling
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), static_cast<size_t>(size_)}; }
 
  private:
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
+  int file_ = -1;
 };
 
 struct Tensor {
@@ -44,6 +47,7 @@ class TensorFile {
   // The tensor, which must exist with this dtype and shape, aligned to its items; Failure names file and tensor.
   const std::byte* tensor(const std::string& name, const char* dtype, const std::vector<int64_t>& shape) const;
   int64_t size() const { return map_.size(); }
+  void check_length() const;  // Failure when the file is shorter than it was
 
  private:
   std::string name_;

@@ -3,9 +3,11 @@
 #include "engine/pool.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <system_error>
+#include <utility>
 
 #include "engine/fail.h"
 #include "kernels/generic.h"
@@ -42,7 +44,7 @@ int usable_processors() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-Pool::Pool(int threads) : memory_(Mapping::memory(threads * WORK_BYTES, "the threads' scratch")) {
+Pool::Pool(int threads) : process_(::getpid()), memory_(Mapping::memory(threads * WORK_BYTES, "the threads' scratch")) {
   for (int i = 0; i < threads; ++i) members_.push_back({i, threads, memory_.data() + i * WORK_BYTES});
   workers_.reserve(static_cast<size_t>(threads));
   try {
@@ -54,7 +56,14 @@ Pool::Pool(int threads) : memory_(Mapping::memory(threads * WORK_BYTES, "the thr
   }
 }
 
-Pool::~Pool() { stop(); }
+Pool::~Pool() {
+  if (forked())
+    new std::vector<std::thread>(std::move(workers_));  // left alone for good: none of them is here to be joined
+  else
+    stop();
+}
+
+bool Pool::forked() const { return ::getpid() != process_; }
 
 void Pool::stop() {
   call_ = nullptr;

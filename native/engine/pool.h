@@ -4,6 +4,8 @@
 #ifndef EYESPOT_ENGINE_POOL_H_
 #define EYESPOT_ENGINE_POOL_H_
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -36,6 +38,7 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(members_.size()); }
+  bool forked() const;  // this process is a child of the one that made the team, and has none of its threads
 
   // Calls work(member) once on every member and returns when all have returned. `work` must not throw.
   template <class Work>
@@ -49,6 +52,7 @@ class Pool {
   void serve(const Member& member);
   void stop();
 
+  const pid_t process_;
   Mapping memory_;
   std::vector<Member> members_;
   std::vector<std::thread> workers_;

@@ -80,7 +80,10 @@ Graph read_graph(const std::string& name, const Json& json, int64_t& ops) {
   const std::string where = "graph '" + name + "'";
   Graph graph;
   graph.name = name;
-  for (const Json& item : json.at("inputs", where).array(where + ": inputs")) {
+  const Json::Array& inputs = json.at("inputs", where).array(where + ": inputs");
+  if (static_cast<int64_t>(inputs.size()) > limits::INPUTS)
+    fail(where + ": too many inputs", inputs.size(), "at most " + str(limits::INPUTS));
+  for (const Json& item : inputs) {
     const std::string& input = read_name(item.at("name", where), where + ": input");
     const std::string& dtype = item.at("dtype", where).string(where + ": dtype");
     if (dtype != "i32" && dtype != "f32") fail(where + ": unknown dtype", dtype, "i32 or f32");

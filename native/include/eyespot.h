@@ -1,6 +1,7 @@
 /* eyespot.h: the C ABI of the engine. A bundle directory in, tokens' logits out; no model names, no Python.
  *
  * One engine holds one bundle and one sequence (its KV cache). Calls on one engine must not overlap, except es_cancel.
+ * An engine works in the process that opened it: after fork() the child may only close it.
  * Every function that can fail returns a status; es_last_error() then gives one line: found, expected, likely cause. */
 #ifndef EYESPOT_H_
 #define EYESPOT_H_
@@ -61,8 +62,9 @@ ES_API int es_decode(es_engine* engine, int32_t token, float* logits);
 ES_API int32_t es_past(const es_engine* engine);
 ES_API int es_truncate(es_engine* engine, int32_t n);
 
-/* From any thread or a signal handler: the call that is running, if any, stops at its next block with ES_CANCELLED. */
-ES_API void es_cancel(es_engine* engine);
+/* From any thread or a signal handler. on = 1: the running call, or else the next one, ends with ES_CANCELLED at its next
+ * block, be it the first; the request has then been met. on = 0: takes back a request that no call has met. */
+ES_API void es_cancel(es_engine* engine, int32_t on);
 
 /* After every block of every graph: the block's last value, float32 [rows][columns], valid during the call. NULL ends it. */
 typedef void (*es_trace_fn)(void* user, const char* graph, const char* block, const float* data, int32_t rows, int32_t columns);

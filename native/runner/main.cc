@@ -31,10 +31,13 @@ Ids go to standard output, timings to standard error. Stop tokens are not known 
 or as many as the context holds. Exit codes: 0 ok, 1 failed, 2 usage, 3 unsupported model, 130 interrupted.
 )";
 
-es_engine* running = nullptr;  // for the signal handler alone
+// For the signal handler alone.
+es_engine* running = nullptr;
+volatile std::sig_atomic_t interrupted = 0;
 
 void interrupt(int) {
-  if (running != nullptr) es_cancel(running);
+  interrupted = 1;
+  es_cancel(running, 1);
 }
 
 [[noreturn]] void usage(const std::string& fault) {
@@ -105,7 +108,7 @@ Arguments parse(int argc, char** argv) {
 }
 
 int failed(int status) {
-  std::fprintf(stderr, "eyespot-run: %s\n", es_last_error());
+  std::fprintf(stderr, "eyespot-run: %s\n", status == ES_CANCELLED ? "interrupted" : es_last_error());
   return status;
 }
 
@@ -127,7 +130,7 @@ int main(int argc, char** argv) {
   es_engine* engine = nullptr;
   if (const int status = es_open(arguments.model.c_str(), &options, &engine)) return failed(status);
   running = engine;
-  std::signal(SIGINT, interrupt);
+  const auto before = std::signal(SIGINT, interrupt);
   es_info info;
   es_get_info(engine, &info);
   const double open_s = seconds_since(start);
@@ -149,6 +152,8 @@ int main(int argc, char** argv) {
     status = es_decode(engine, ids.back(), logits.data());
   }
   const double decode_s = seconds_since(start);
+  std::signal(SIGINT, before);  // as while the bundle was opened: a signal ends the process
+  if (status == ES_OK && interrupted) status = ES_CANCELLED;
   const double steps = ids.empty() ? 0 : static_cast<double>(ids.size() - 1);
   if (status == ES_OK) {
     const double rate = decode_s > 0 ? steps / decode_s : 0;
@@ -167,7 +172,6 @@ int main(int argc, char** argv) {
   } else {
     failed(status);
   }
-  running = nullptr;
   es_close(engine);
   return status;
 }

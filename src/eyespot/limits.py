@@ -24,6 +24,7 @@ HEAD_DIM = 4_096
 CONTEXT = 1 << 20
 CHUNK_ROWS = 4_096
 OPS = 65_536
+INPUTS = 8  # of a graph; text has three
 ARENA_BYTES = 64 * GIB
 THREADS = 256
 

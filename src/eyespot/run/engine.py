@@ -115,10 +115,13 @@ class Engine:
         with _translated():
             self._engine.truncate(int(n))
 
-    def cancel(self) -> None:
-        """From any thread: the running call, if any, stops at its next block and raises Cancelled."""
+    def cancel(self, on: bool = True) -> None:
+        """From any thread: the running call, or else the next one, stops at its next block and raises Cancelled.
+
+        on: False takes back a request that no call has met.
+        """
         with _translated():
-            self._engine.cancel()
+            self._engine.cancel(on)
 
     def trace(self, callback: Trace | None) -> None:
         """Calls `callback` with a copy of every block's last value, from the next call on; None ends it."""

@@ -289,6 +289,7 @@ class Stream:
             if not self._holds:
                 self._model.acquire(self)
                 self._holds = True
+                self._model.engine.cancel(False)  # a request that came too late for the answer before
             return self._token()
         except Cancelled:
             return self._end("cancelled")
