@@ -28,6 +28,7 @@ SIDE_FILES = (  # carried along unread
     "chat_template.json",
     "generation_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )

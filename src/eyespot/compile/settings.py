@@ -5,6 +5,7 @@ Knows Hugging Face's small JSON files; reads them as hostile bytes. Knows no wei
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +22,8 @@ from eyespot.families import Built
 from eyespot.tensorfile import parse_json
 
 GENERATION = "generation_config.json"
-CARRIED = ("tokenizer.json", "tokenizer_config.json", GENERATION, "preprocessor_config.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CARRIED = ("tokenizer.json", TOKENIZER_CONFIG, GENERATION, "preprocessor_config.json")
 CHAT_TEMPLATE = "chat_template.jinja"
 # Tokens that end a turn in some chat template. A stop token, when the template writes it and the tokenizer has it.
 TURN_ENDS = ("<|im_end|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "[UNUSED_TOKEN_145]", "</s>")
@@ -34,6 +36,12 @@ def added_tokens(files: Mapping[str, bytes]) -> dict[str, int]:
     return {text: i for text, i in tokens.items() if isinstance(text, str) and type(i) is int and 0 <= i < limits.VOCAB}
 
 
+def image_processor(files: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """How a checkpoint wants its pictures; transformers 5 keeps inside processor_config.json what had its own file."""
+    inner = _object(files, "processor_config.json").get("image_processor")
+    return inner if isinstance(inner, dict) else _object(files, "preprocessor_config.json")
+
+
 def open_tokenizer(data: bytes) -> Tokenizer:
     """The tokenizer of a tokenizer.json. EyespotError when the library does not take it."""
     try:
@@ -44,7 +52,7 @@ def open_tokenizer(data: bytes) -> Tokenizer:
 
 def side_files(given: Mapping[str, bytes], built: Built, warnings: list[str]) -> dict[str, bytes]:
     """Files to put beside the parts: those carried, and the chat template in a file of its own."""
-    files = {name: given[name] for name in CARRIED if name in given}
+    files = {name: given[name] for name in CARRIED if name in given} | _with_special_tokens(given)
     own = _chat_template(given)
     template = built.chat_template if built.template_wins and built.chat_template else own or built.chat_template
     if template is None:
@@ -57,6 +65,22 @@ def side_files(given: Mapping[str, bytes], built: Built, warnings: list[str]) ->
     return files
 
 
+def _with_special_tokens(given: Mapping[str, bytes]) -> dict[str, bytes]:
+    """tokenizer_config.json with the eos_token and its like of an older special_tokens_map.json, which no bundle holds.
+
+    As in transformers the map's word counts, unless the config lists its added tokens, and so was written later.
+    """
+    config, older = (_object(given, name) for name in (TOKENIZER_CONFIG, "special_tokens_map.json"))
+    tokens = {name: token for name, token in older.items() if name.endswith("_token")}
+    merged = {**tokens, **config} if "added_tokens_decoder" in config else {**config, **tokens}
+    if merged == config:
+        return {}
+    try:
+        return {TOKENIZER_CONFIG: json.dumps(merged, indent=2, allow_nan=False).encode()}
+    except (ValueError, RecursionError) as error:
+        raise EyespotError(f"{TOKENIZER_CONFIG}: cannot be written again ({error})") from None
+
+
 def _chat_template(given: Mapping[str, bytes]) -> str | None:
     """The checkpoint's own: a file, or a text in one of two JSON files; of several named ones the 'default'."""
     try:
@@ -64,7 +88,7 @@ def _chat_template(given: Mapping[str, bytes]) -> str | None:
             return given[CHAT_TEMPLATE].decode()
     except UnicodeDecodeError:
         raise EyespotError(f"{CHAT_TEMPLATE}: not UTF-8") from None
-    for name in ("chat_template.json", "tokenizer_config.json"):
+    for name in ("chat_template.json", TOKENIZER_CONFIG):
         found = _object(given, name).get("chat_template")
         if isinstance(found, list):
             named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
@@ -141,7 +165,7 @@ def _stop_tokens(files: Mapping[str, bytes], built: Built, tokenizer: Tokenizer 
     """Ids that end an answer: of generation_config, config and tokenizer_config, and the ends of a turn."""
     stop = [*_ids(_object(files, GENERATION).get("eos_token_id")), *built.eos]
     if tokenizer is not None:
-        eos = _object(files, "tokenizer_config.json").get("eos_token")
+        eos = _object(files, TOKENIZER_CONFIG).get("eos_token")
         template = files.get(CHAT_TEMPLATE, b"").decode()
         texts = [eos.get("content") if isinstance(eos, dict) else eos, *(t for t in TURN_ENDS if t in template)]
         found = (tokenizer.token_to_id(text) for text in texts if isinstance(text, str))

@@ -39,12 +39,14 @@ def build(
     image_size: int | None = None,
     ctx_size: int | None = None,
     token_ids: Mapping[str, int] | None = None,
+    image_processor: Mapping[str, Any] | None = None,
 ) -> Built:
     """The model that `config` (raw config.json) describes, verified.
 
     tensors: the checkpoint's names and shapes; which are there settles ties and naming variants, a missing one is the
     loader's to report. image_size: pixels a side of a tile, when not the checkpoint's. ctx_size: the context the bundle
     is made for, which settles rope rules that depend on it. token_ids: the tokenizer's added tokens.
+    image_processor: preprocessor_config.json, raw.
     Raises UnsupportedModel for an architecture or a value no family builds, UsageError for sizes asked for that the
     model cannot take, EyespotError listing all faults of a config. Nothing is allocated before the config has passed.
     """
@@ -62,7 +64,7 @@ def build(
     if len(tensors) > limits.TENSORS:
         raise EyespotError("too many tensors", found=len(tensors), expected=f"at most {limits.TENSORS}")
     fields = Fields(config, Findings(f"config.json of a {named[0]}"))
-    built = family(Request(fields, tensors, image_size, ctx_size, token_ids or {}))
+    built = family(Request(fields, tensors, image_size, ctx_size, token_ids or {}, image_processor or {}))
     verify(built.program)
     return built
 

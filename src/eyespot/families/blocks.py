@@ -21,13 +21,15 @@ BUFFERS = (r".*rotary_emb\.inv_freq", r".*\.position_ids", r".*\.num_batches_tra
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a family builds from. tensors: name -> shape, as the checkpoint has them. token_ids: of added tokens."""
+    """What a family builds from. tensors: name -> shape, as the checkpoint has them. token_ids: of added tokens.
+    image_processor: the checkpoint's preprocessor_config.json."""
 
     fields: Fields
     tensors: Mapping[str, tuple[int, ...]]
     image_size: int | None = None
     ctx_size: int | None = None
     token_ids: Mapping[str, int] = field(default_factory=dict)
+    image_processor: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Built:
     unknown_keys: config keys nobody read. unused_tensors: regexes (full match) of checkpoint tensors that are known and
     not needed. chat_template: Jinja, for a checkpoint without one, or, if template_wins, in place of the checkpoint's,
     which belongs to the bare language model. eos: ids that end an answer. image: `image` of a bundle's config.json.
+    warnings: what the checkpoint asks for and does not get.
     """
 
     program: Program
@@ -47,6 +50,7 @@ class Built:
     eos: tuple[int, ...] = ()
     bos: int | None = None
     image: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ InternViT-6B (RMS norm, normalized q and k) is refused. Sources: the InternVL re
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eyespot import limits
@@ -31,6 +31,9 @@ MODEL_TYPES = {
     "phi3": "Phi3ForCausalLM",
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+IMAGE_PROCESSOR = "GotOcr2ImageProcessor"  # transformers' InternVL uses this model's
+DONE = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True}
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers
 PROJECTOR_EPS = 1e-5  # torch.nn.LayerNorm's default, which both implementations leave in place
 CONTEXT_TOKEN = "<IMG_CONTEXT>"
 AFTER_CONTEXT = 7  # it and the six added after it end the vocabulary: <quad> </quad> <ref> </ref> <box> </box>
@@ -306,8 +309,9 @@ def assemble(
     tiles: Mapping[str, Any],
     template: str,
     template_wins: bool,
+    warnings: Sequence[str] = (),
 ) -> Built:
-    """Both graphs, once the config is known to be sound; `tiles` completes the image rule."""
+    """Both graphs, once the config is known to be sound; `tiles` completes and overrides the image rule."""
     request.fields.findings.raise_if_any()
     b = Builder(f"internvl/{decoder.family}")
     vision_graph(b, vision, names, decoder.sizes.hidden_size)
@@ -318,10 +322,10 @@ def assemble(
     image = {
         "rule": "internvl",
         "size": vision.image_size,
-        **tiles,
         "mean": list(MEAN),
         "std": list(STD),
         "resample": "bicubic",
+        **tiles,
         "tokens_per_tile": vision.tile_tokens,
         "before": "<img>",
         "token": CONTEXT_TOKEN,
@@ -338,6 +342,7 @@ def assemble(
         eos=decoder.eos(request.token_ids),
         bos=s.bos,
         image=image,
+        warnings=tuple(warnings),
     )
 
 
@@ -400,8 +405,57 @@ def build_hf(request: Request) -> Built:
         text.override("tie_word_embeddings", top.flag("tie_word_embeddings"))
     decoder = language(request, text, Names("language_model.", body, head))
     token = image_token(request, ("image_token_id", "image_token_index"), decoder.sizes.vocab_size)
+    tiles, warnings = picture_rule(Fields(request.image_processor, top.findings, "image_processor."))
     seen = top.integer("image_seq_length", limits.CONTEXT, default=vision.tile_tokens)
+    asked = request.image_processor.get("size")
+    if asked is not None and request.image_size is None:
+        vision, heard = resized(vision, asked, seen)
+        warnings += heard
     if seen != vision.tile_tokens and request.image_size is None:
         top.fault("image_seq_length", f"{vision.tile_tokens}, which the sizes give")
-    tiles = {"min_tiles": 1, "max_tiles": 12, "thumbnail": True, "placeholder": CONTEXT_TOKEN}
-    return assemble(request, vision, hf_names(root), decoder, token, tiles, HF_TEMPLATE, template_wins=False)
+    return assemble(
+        request, vision, hf_names(root), decoder, token, tiles, HF_TEMPLATE, template_wins=False, warnings=warnings
+    )
+
+
+def picture_rule(fields: Fields) -> tuple[dict[str, Any], list[str]]:
+    """Image rule of a preprocessor_config.json, and warnings of what it says that is not done.
+
+    crop_to_patches is not read: the files on the hub say false, and transformers' InternVLProcessor sets it to true.
+    """
+    raw, warnings = fields.raw, []
+    kind = raw.get("image_processor_type")
+    if kind is not None and not str(kind).startswith(IMAGE_PROCESSOR):
+        warnings.append(f"image_processor_type {kind!r:.40} is not known: pictures are cut as by {IMAGE_PROCESSOR}")
+    for key, done in DONE.items():
+        value = done if raw.get(key) is None else raw[key]
+        if type(value) not in (bool, int, float) or not done - 1e-6 <= value <= done + 1e-6:
+            warnings.append(f"image_processor.{key} = {value!r:.40} is not done: {done} is")
+    number = raw.get("resample")
+    resample = RESAMPLE.get(number) if type(number) is int else None
+    if resample is None and number is not None:
+        warnings.append(f"image_processor.resample = {number!r:.40} is not done: pictures are resized bicubic")
+    most = fields.integer("max_patches", limits.TILES, default=12)
+    rule = {
+        "min_tiles": fields.integer("min_patches", most, default=1),
+        "max_tiles": most,
+        "thumbnail": True,
+        "placeholder": CONTEXT_TOKEN,
+        "resample": resample or "bicubic",
+    }
+    for key, name, low in (("image_mean", "mean", -100), ("image_std", "std", 1e-3)):
+        if key in fields:
+            rule[name] = list(fields.numbers(key, 3, low, 100))
+    return rule, warnings
+
+
+def resized(vision: Vision, asked: object, tokens: int) -> tuple[Vision, list[str]]:
+    """The eyes for tiles of the size `asked`, if those make `tokens` each; else as they were, with a warning."""
+    height, width = (asked.get("height"), asked.get("width")) if isinstance(asked, Mapping) else (None, None)
+    if type(height) is int and height == width and 0 < height <= limits.IMAGE_SIDE:
+        other = replace(vision, image_size=height)
+        whole = height % (vision.patch * vision.factor) == 0 and other.side**2 < limits.CONTEXT
+        if other == vision or (whole and other.tile_tokens == tokens):
+            return other, []
+    taken = f"tiles are {vision.image_size} pixels a side, which --image-size can change"
+    return vision, [f"image_processor.size = {asked!r:.60} is not done: {taken}"]
