@@ -160,7 +160,7 @@ def _exit_code(call: Callable[[], int | None], debug: bool) -> int:
     except BrokenPipeError:  # `eyespot run ... | head`: the reader has had enough
         return FAILED
     except OSError as error:
-        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        where = "" if error.filename is None else f"{error.filename}: "
         return report(EyespotError(f"{where}{error.strerror or error}"), debug)
     except MemoryError:
         return report(EyespotError("not enough memory"), debug)
