@@ -57,7 +57,7 @@ def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.Captur
     from eyespot.run.model import load
 
     source, bundle = internvl / "checkpoint", internvl / "bundle"
-    seconds, peak, _ = measured("compile", source, "-o", bundle, "--scheme", "W8A16", "-c", "4096")
+    seconds, peak, _ = measured("compile", source, "-o", bundle, "--scheme", "W8A16")
     with capsys.disabled():
         print(f"\n  InternVL2-1B to W8A16 + W8A8 vision: {seconds:.1f} s, peak {peak / GIB:.2f} GiB")
     assert seconds < 90
