@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eyespot.bundle.read import open_bundle
 from eyespot.run.engine import Engine
 
 
@@ -46,7 +47,9 @@ def main(folder: str, threads: int = 0) -> None:
     prefill(), decode()  # warm-up
     pp = [128 / timed(prefill) for _ in range(5)]
     tg = [32 / timed(decode) for _ in range(5)]
-    rate = statistics.median(tg) * info["weight_bytes"] / 1e9
+    parts = open_bundle(Path(folder)).files  # a token reads every layer and the head, but one row of the embedding
+    moved = sum(f.bytes for name, f in parts.items() if name.startswith(("layer_", "post.")))
+    rate = statistics.median(tg) * moved / 1e9
     print(f"{folder}: {info['isa']}, {info['threads']} threads, KV {info['kv_type']}, loaded in {load * 1e3:.0f} ms")
     print(f"  pp128  {statistics.median(pp):8.1f} token/s  (sd {statistics.stdev(pp):.1f})")
     print(f"  tg32   {statistics.median(tg):8.1f} token/s  (sd {statistics.stdev(tg):.1f})")
