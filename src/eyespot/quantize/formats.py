@@ -22,14 +22,13 @@ F32 = npt.NDArray[np.float32]
 class Scheme:
     """How one weight is stored and multiplied.
 
-    bits: of a stored weight. group: columns that share a scale, 0 for a whole row. activations_int8: input rows are
-    rounded to int8, too (A8).
+    bits: of a stored weight. group: columns that share a scale, 0 for a whole row. A8 in a name: the op rounds its
+    input rows to int8, too, which storage does not care about.
     """
 
     name: str
     bits: int
     group: int = 0
-    activations_int8: bool = False
 
     @property
     def integer(self) -> bool:
@@ -45,7 +44,7 @@ SCHEMES: dict[str, Scheme] = {
     "f16": Scheme("f16", 16),
     "bf16": Scheme("bf16", 16),
     "W8A16": Scheme("W8A16", 8),
-    "W8A8": Scheme("W8A8", 8, activations_int8=True),
+    "W8A8": Scheme("W8A8", 8),
     "W4A16-g32": Scheme("W4A16-g32", 4, 32),
     "W4A16-g64": Scheme("W4A16-g64", 4, 64),
     "W4A16-g128": Scheme("W4A16-g128", 4, 128),

@@ -27,11 +27,6 @@ class Tiling:
         """Width and height in pixels of the resized picture that is cut into tiles."""
         return self.columns * self.side, self.rows * self.side
 
-    def boxes(self) -> list[tuple[int, int, int, int]]:
-        """(left, top, right, bottom) of each tile but the thumbnail, in pixels of the resized picture."""
-        s = self.side
-        return [(c * s, r * s, c * s + s, r * s + s) for r in range(self.rows) for c in range(self.columns)]
-
 
 @cache
 def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
