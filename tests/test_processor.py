@@ -204,7 +204,7 @@ def test_golden_grids(size: tuple[int, int], most: int, grid: tuple[int, int]) -
     assert tiling.choose(*size, 448, 1, most) == grid
 
 
-def test_a_single_tile_has_no_thumbnail_and_boxes_run_row_by_row() -> None:
+def test_a_single_tile_has_no_thumbnail() -> None:
     assert tiling.tile(300, 300, 448, 1, 1, True).tiles == 1
     cut = tiling.tile(800, 600, 10, 1, 12, True)
     assert (cut.tiles, cut.resized) == (13, (40, 30))
