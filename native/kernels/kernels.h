@@ -1,5 +1,5 @@
-// kernels.h: every kernel's declaration and the Kernels record of the ones chosen for this machine, both out of
-// kernels.inc. Knows nothing of what a kernel does: see generic.h.
+// kernels.h: every kernel's declaration, one namespace an instruction set, and the Kernels record of the ones chosen for this
+// machine, all out of kernels.inc and isas.inc. Knows nothing of what a kernel does: see generic.h.
 #ifndef EYESPOT_KERNELS_KERNELS_H_
 #define EYESPOT_KERNELS_KERNELS_H_
 
@@ -9,30 +9,39 @@
 
 namespace eyespot {
 
-#define KERNEL(op, format, isa, type) void op##_##format##_##isa(const type##Args&);
-#include "kernels/kernels.inc"
-#undef KERNEL
-
 // One pointer an (op, format), named op_format.
 struct Kernels {
-#define ES_FIELD_scalar(op, format, type) void (*op##_##format)(const type##Args&) = nullptr;
-#define ES_FIELD_avx2(op, format, type)
-#define KERNEL(op, format, isa, type) ES_FIELD_##isa(op, format, type)
+#define KERNEL(op, format, type) void (*op##_##format)(const type##Args&) = nullptr;
 #include "kernels/kernels.inc"
 #undef KERNEL
 };
 
-enum class Isa { scalar, avx2 };
-constexpr Isa ISAS[] = {Isa::scalar, Isa::avx2};  // from the plainest to the best
+#define ISA(name)                   \
+  namespace name {                  \
+  extern const Kernels KERNELS;     \
+  }
+#include "kernels/isas.inc"
+#undef ISA
+
+enum class Isa {
+#define ISA(name) name,
+#include "kernels/isas.inc"
+#undef ISA
+};
+constexpr Isa ISAS[] = {
+#define ISA(name) Isa::name,
+#include "kernels/isas.inc"
+#undef ISA
+};
 
 const char* isa_name(Isa isa);
-bool isa_runs_here(Isa isa);  // compiled in, and this processor and its system run it
+bool isa_runs_here(Isa isa);  // this processor and its system run it
 
 // The instruction set to use: `wanted`, else the environment's EYESPOT_ISA, else the best one. False when that one
 // cannot run here; `fault` then says what can.
 bool choose_isa(const char* wanted, Isa& isa, std::string& fault);
 
-Kernels kernels_for(Isa isa);
+const Kernels& kernels_for(Isa isa);
 
 }  // namespace eyespot
 

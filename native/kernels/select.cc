@@ -3,14 +3,21 @@
 #include <cstdlib>
 #include <cstring>
 
+#if ES_ARM && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "kernels/kernels.h"
 
 namespace eyespot {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::scalar: return "scalar";
-    case Isa::avx2: return "avx2";
+#define ISA(name) \
+  case Isa::name: return #name;
+#include "kernels/isas.inc"
+#undef ISA
   }
   return "";
 }
@@ -18,11 +25,23 @@ const char* isa_name(Isa isa) {
 bool isa_runs_here(Isa isa) {
   switch (isa) {
     case Isa::scalar: return true;
+#if ES_X86
     case Isa::avx2:
-#if ES_AVX2
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::avxvnni: return isa_runs_here(Isa::avx2) && __builtin_cpu_supports("avxvnni");
+    case Isa::avx512:
+      return isa_runs_here(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512vnni");
+#endif
+#if ES_ARM
+    case Isa::neon: return true;  // every 64-bit Arm has it
+    case Isa::dotprod:
+#ifdef __linux__
+      return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #else
-      return false;
+      return true;  // Apple's processors all do
+#endif
 #endif
   }
   return false;
@@ -47,13 +66,14 @@ bool choose_isa(const char* wanted, Isa& isa, std::string& fault) {
   return false;
 }
 
-Kernels kernels_for(Isa isa) {
-  Kernels chosen;
-#define KERNEL(op, format, level, type) \
-  if (Isa::level <= isa) chosen.op##_##format = op##_##format##_##level;
-#include "kernels/kernels.inc"
-#undef KERNEL
-  return chosen;
+const Kernels& kernels_for(Isa isa) {
+  switch (isa) {
+#define ISA(name) \
+  case Isa::name: return name::KERNELS;
+#include "kernels/isas.inc"
+#undef ISA
+  }
+  return scalar::KERNELS;
 }
 
 }  // namespace eyespot
