@@ -19,7 +19,8 @@ extern "C" {
 #define ES_API
 #endif
 
-#define ES_ABI_VERSION 1
+#define ES_ABI_VERSION 2
+#define ES_TOP 1024 /* most candidates es_top gives */
 
 /* Statuses equal the exit codes of the command line. */
 enum { ES_OK = 0, ES_FAILED = 1, ES_USAGE = 2, ES_UNSUPPORTED = 3, ES_CANCELLED = 130 };
@@ -27,13 +28,14 @@ enum { ES_OK = 0, ES_FAILED = 1, ES_USAGE = 2, ES_UNSUPPORTED = 3, ES_CANCELLED 
 typedef struct es_engine es_engine;
 
 typedef struct {
-  int32_t threads;  /* 0: as many as the processors this process may use */
+  int32_t threads;  /* 0: as EYESPOT_THREADS of the environment says, else the processors this process may use */
   int32_t ctx_size; /* 0: what the bundle was compiled for; never more than that */
-  const char* isa;  /* NULL or "": the best this machine has; "scalar", "avx2": that one, or es_open fails */
+  const char* isa;  /* NULL or "": the best this machine has; another, such as "scalar": that one, or es_open fails */
 } es_options;
 
 typedef struct {
   int32_t vocab_size, hidden_size, ctx_size, prefill_chunk, threads;
+  int32_t processors;                         /* that this process may use; more threads than these only cost */
   int32_t image_token_id;                     /* -1: no eyes */
   int32_t tile_size, tile_tokens, tile_batch; /* pixels a side; feature rows a tile; tiles encoded at once */
   int64_t arena_bytes, weight_bytes, kv_bytes;
@@ -50,13 +52,19 @@ ES_API int es_encode(es_engine* engine, const float* pixels, int32_t tiles, floa
 
 /* Appends n tokens to the sequence, in chunks of at most prefill_chunk. The j-th token equal to image_token_id takes
  * row j of features; feature_rows must be their number. logits: float32 [want][vocab_size], those after the last `want`
- * (0..n) tokens. Fails without change when n tokens do not fit the context, or a token is outside the vocabulary;
- * when cancelled, whole chunks may have been kept: ask es_past. */
+ * (0..n) tokens; NULL: they are not copied out, es_top and es_logits tell of the last row. Fails without change when n
+ * tokens do not fit the context, or a token is outside the vocabulary; when cancelled, whole chunks may have been kept:
+ * ask es_past. */
 ES_API int es_prefill(es_engine* engine, const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows,
                       int32_t want, float* logits);
 
-/* es_prefill of one token and its logits. */
+/* es_prefill of one token and its logits, or NULL. */
 ES_API int es_decode(es_engine* engine, int32_t token, float* logits);
+
+/* Of the last row of logits: its best k (1..ES_TOP, at most vocab_size), the largest first, equals by lower id; all of it,
+ * [vocab_size]. ES_USAGE when there is none: the last es_prefill wanted none or failed, or es_encode came after it. */
+ES_API int es_top(es_engine* engine, int32_t k, int32_t* ids, float* logits);
+ES_API int es_logits(const es_engine* engine, float* logits);
 
 /* Tokens in the sequence; forgetting all but the first n of them (n at most es_past). */
 ES_API int32_t es_past(const es_engine* engine);
@@ -69,6 +77,18 @@ ES_API void es_cancel(es_engine* engine, int32_t on);
 /* After every block of every graph: the block's last value, float32 [rows][columns], valid during the call. NULL ends it. */
 typedef void (*es_trace_fn)(void* user, const char* graph, const char* block, const float* data, int32_t rows, int32_t columns);
 ES_API void es_trace(es_engine* engine, es_trace_fn callback, void* user);
+
+/* What each op cost, in the order of the program. on = 1 starts from nothing, on = 0 stops; while on, every op costs two
+ * looks at the clock, else nothing. An op that also rounds its result to int8 for the next one (norms, gelu, swiglu before
+ * an A8 linear) has that in its time. bytes: weights, and keys and values of the cache, that were read. */
+typedef struct {
+  const char *graph, *block, *op, *kind; /* "text", "layer_00", the op's output, "linear"; valid while the engine lives */
+  int64_t calls, nanoseconds, bytes, multiply_adds;
+} es_op_cost;
+ES_API int es_profile(es_engine* engine, int32_t on);
+
+/* Writes at most `room` records; returns how many ops there are. */
+ES_API int32_t es_profile_read(const es_engine* engine, es_op_cost* out, int32_t room);
 
 /* The last failure on this thread; "" when none. Valid until the next call on this thread. */
 ES_API const char* es_last_error(void);
