@@ -45,7 +45,7 @@ struct Packed {
 };
 
 // w8a16, w4a16. y[r][j] = sum over c of x[r][c] * w[j][c], + bias[j]; first <= j < last; first is a multiple of PANEL,
-// last is one too or m. One sum, column by column, in float with fused multiply-add; w is rounded to float once.
+// last is one too or m. 32 columns at a time are summed from nothing, in order, with fused multiply-add, then added.
 struct LinearA16Args {
   const float* x;  // [rows][k]
   Packed w;
