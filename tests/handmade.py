@@ -191,12 +191,11 @@ def write(
                 continue
             scheme = formats.parse(weight.scheme)
             rows = weights[weight.name].reshape(-1, weight.shape[-1]) if len(weight.shape) > 1 else weights[weight.name]
-            packed = formats.pack(rows, scheme) if scheme.name != "f32" else {"": rows}
-            seen[weight.name] = formats.unpack(packed, scheme, rows.shape[-1]) if scheme.name != "f32" else rows
+            packed = formats.pack(rows, scheme) if scheme.name != "f32" else rows
+            seen[weight.name] = formats.unpack(packed, scheme, rows.shape) if scheme.name != "f32" else rows
             seen[weight.name] = seen[weight.name].reshape(weight.shape)
-            for suffix, (dtype, shape) in formats.tensors(weight.shape, scheme).items():
-                shapes[weight.name + suffix] = (dtype, shape)
-                chunks.append((weight.name + suffix, packed[suffix]))
+            shapes[weight.name] = formats.stored_as(weight.shape, scheme)
+            chunks.append((weight.name, packed))
         with open(path / f"{part}.safetensors", "wb") as file:
             tensorfile.write(file, shapes, chunks)
     text = {**built.to_json(), "memory": memory or plan(built, units, ctx, kv_type)}

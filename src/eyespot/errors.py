@@ -38,7 +38,7 @@ class UsageError(EyespotError):
 
 
 class UnsupportedModel(EyespotError):
-    """The model is well-formed, but no family here builds it (exit code 3)."""
+    """The model is well-formed, but no family here builds it, or the bundle is of another format (exit code 3)."""
 
     exit_code = UNSUPPORTED
 

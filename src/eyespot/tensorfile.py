@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
-from math import prod
+from math import gcd, prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -226,13 +226,11 @@ def layout(
 ) -> tuple[bytes, dict[str, Entry]]:
     """Header bytes, length prefix included, and entries of a file of `tensors` (name -> dtype, shape).
 
-    The format allows no holes, so tensors whose size is a multiple of ALIGN come first and start on such a multiple;
-    the rest follow by falling item size, each aligned to its items.
+    The format allows no holes, so tensors come by the largest power of two (at most ALIGN) that divides their size, and
+    each starts on a multiple of it: its items and panels are aligned.
     """
     bytes_of = {name: prod(shape) * ITEM_BYTES[dtype] for name, (dtype, shape) in tensors.items()}
-    order = sorted(
-        tensors, key=lambda n: (bytes_of[n] % ALIGN != 0, bytes_of[n] % ALIGN and -ITEM_BYTES[tensors[n][0]])
-    )
+    order = sorted(tensors, key=lambda n: -gcd(bytes_of[n], ALIGN))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset, places = 0, {}
     for name in order:

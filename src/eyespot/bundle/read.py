@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from eyespot import limits
 from eyespot.bundle.settings import Settings
-from eyespot.errors import EyespotError, UsageError
+from eyespot.errors import EyespotError, UnsupportedModel, UsageError
 from eyespot.program import FORMAT as PROGRAM_FORMAT
 from eyespot.program import Info
 from eyespot.tensorfile import parse_json, read_bytes, read_json, reading
 
-FORMAT = 1  # of manifest.json
+FORMAT = 2  # of manifest.json
 MANIFEST, PROGRAM, CONFIG = "manifest.json", "program.json", "config.json"
 FAST_TOKENIZER = "tokenizer.safetensors"  # what tokenizer.json says, in the form of bundle/byte_bpe.py
 FILES = limits.LAYERS + 64
@@ -168,13 +168,11 @@ def _check_format(name: str, found: object, known: int) -> None:
     if type(found) is not int or found < 1:
         raise EyespotError(f"{name}: bad format", found=repr(found), expected=known)
     if found != known:
-        raise EyespotError(
+        raise UnsupportedModel(
             f"{name}: unknown format",
             found=found,
             expected=known,
-            cause="another version of eyespot made it; compile the model again"
-            if found < known
-            else "a newer eyespot made it",
+            cause="an older eyespot made it; compile the model again" if found < known else "a newer eyespot made it",
         )
 
 

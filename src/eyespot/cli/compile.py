@@ -20,8 +20,17 @@ if TYPE_CHECKING:
 def command(
     source: Annotated[str, typer.Argument(help="A directory of safetensors, a .gguf file, or a hub id org/name.")],
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Directory of the bundle.")] = None,
-    scheme: Annotated[str, typer.Option(help="f32, f16, bf16, W8A16, W8A8, W4A16[-g32|-g64|-g128].")] = "W8A16",
-    vision_scheme: Annotated[str, typer.Option(help="Scheme of the vision part.")] = "W8A8",
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="f32, f16, bf16, W8A16, W8A8 [-g32, -g64, -g128], W4A16, W4A8 [-g32, -g64, -g128] [-asym]: bits of "
+            "Weights and of what they multiply, numbers that share a scale, a minimum beside it. The head of a 4-bit "
+            "model takes 8 bits. 'gguf': every matrix as the GGUF file has it.  [default: W8A8-g32]"
+        ),
+    ] = None,
+    vision_scheme: Annotated[
+        str | None, typer.Option(help="Scheme of the vision part; W8A8 is the fast one.  [default: W8A8]")
+    ] = None,
     kv_cache: Annotated[str, typer.Option(help="f16, int8 or f32.")] = "f16",
     ctx_size: Annotated[
         int | None,
@@ -30,7 +39,11 @@ def command(
     prefill_chunk: Annotated[int, typer.Option(help="Most tokens of one prefill step.")] = 128,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side of a tile.  [default: the model's]")] = None,
     tensor_scheme: Annotated[
-        list[str] | None, typer.Option(metavar="REGEX=SCHEME", help="Override for matching tensors; first match wins.")
+        list[str] | None,
+        typer.Option(
+            metavar="REGEX=SCHEME",
+            help="Override for matching tensors, such as 'mlp.fc2=W8A16' or '^post/=f16'; first match wins.",
+        ),
     ] = None,
     check: Annotated[str, typer.Option(help="Compare with float32: none, layers or full.")] = "none",
     check_prompt: Annotated[str, typer.Option(help="Text the check runs on.")] = "1+1=",
@@ -49,9 +62,10 @@ def command(
     from eyespot.compile import Options, compile_model, dump_after
     from eyespot.errors import UsageError
 
+    default = Options()
     options = Options(
-        scheme=scheme,
-        vision_scheme=vision_scheme,
+        scheme=scheme or default.scheme,
+        vision_scheme=vision_scheme or default.vision_scheme,
         kv_cache=kv_cache,
         ctx_size=ctx_size,
         prefill_chunk=prefill_chunk,
@@ -142,6 +156,7 @@ def _show(result: CompileResult) -> None:
 
 def show_report(report: Mapping[str, Any]) -> None:
     """Prints the accuracy report of a manifest."""
+    from eyespot.cli.options import line
     from eyespot.cli.table import show_table
 
     rows = [
@@ -149,6 +164,10 @@ def show_report(report: Mapping[str, Any]) -> None:
     ]
     show_table(f"beside float32, {report['tokens']} tokens", ("phase", "block", "cosine", "relative error"), rows)
     print(f"lowest cosine {report['min_cosine']:.6f}")
+    if worst := report.get("worst", []):
+        blocks = ", ".join(f"{row['block']} ({row['phase']})" for row in worst)
+        line(f"most error enters at {blocks}", sys.stdout)
+        line(f"a finer scheme for such a block: --tensor-scheme '{worst[0]['pattern']}=f16'", sys.stdout)
     if (best := report.get("next_token")) is not None:
         pairs = [
             (

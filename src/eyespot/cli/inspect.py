@@ -63,6 +63,7 @@ def _bundle(path: Path, with_program: bool, verify: bool, as_json: bool) -> None
         f"memory {size(memory['arena'])}", ("of it", "bytes"), [(k, size(v)) for k, v in memory.items() if k != "arena"]
     )
     outline = bundle.program
+    print(f"layout {facts['layout']}, {facts['bits_per_weight']:.2f} bits a weight, scales counted")
     print(f"context {outline.ctx} tokens, prefill {outline.prefill_chunk} at a time, {outline.kv_type} cache")
     if bundle.manifest["report"] is not None:
         try:
@@ -83,11 +84,27 @@ def _facts(bundle: Bundle, program: Program) -> dict[str, Any]:
         "source": bundle.manifest["source"],
         "eyespot": bundle.manifest["eyespot"],
         "verified": bundle.verified,
+        "layout": bundle.program.raw.get("layout"),
+        "bits_per_weight": _bits_per_weight(program),
         "files": {n: {"bytes": f.bytes, "schemes": dict(schemes.get(n, {}))} for n, f in bundle.files.items()},
         "memory": _memory(bundle),
         "settings": bundle.settings.to_json(),
         "report": bundle.manifest["report"],
     }
+
+
+def _bits_per_weight(program: Program) -> float:
+    """Bits in the parts, scales and filling included, for one number of the model."""
+    from eyespot.errors import EyespotError
+    from eyespot.quantize.formats import SCHEMES, stored_bytes
+
+    total = elements = 0
+    for weight in program.weights.values():
+        if weight.scheme not in SCHEMES:
+            raise EyespotError(f"program.json: weight '{weight.name}' has an unknown scheme", found=weight.scheme)
+        total += stored_bytes(weight.shape, SCHEMES[weight.scheme])
+        elements += prod(weight.shape)
+    return 8 * total / max(elements, 1)
 
 
 def _memory(bundle: Bundle) -> dict[str, int]:

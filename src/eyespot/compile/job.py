@@ -62,13 +62,14 @@ class CheckpointLike(Protocol):
 class Options:
     """What a user may choose. None and 0 leave the choice to the model or the machine.
 
+    scheme: of the language model's matrices; 'gguf': each as the file has it. The head of a 4-bit one takes 8 bits.
     ctx_size: tokens (None: 1024, with eyes room for the largest picture; never more than the model was made for).
     prefill_chunk: rows a call.
     image_size: pixels a side of a tile. tensor_schemes: 'REGEX=SCHEME' overrides, first match wins.
     check: 'none', 'layers' or 'full'. min_cosine: every block must be at least this close to float32.
     """
 
-    scheme: str = "W8A16"
+    scheme: str = "W8A8-g32"
     vision_scheme: str = "W8A8"
     kv_cache: str = "f16"
     ctx_size: int | None = None

@@ -19,8 +19,8 @@ from eyespot.compile.tokenizer import fast_form
 from eyespot.compile.weights import total_bytes, write_parts
 from eyespot.errors import Faults, GateFailed, UsageError
 from eyespot.program.transforms import materialize, source_faults
-from eyespot.quantize.formats import F32, SCHEMES, Scheme, parse
-from eyespot.quantize.recipe import assign, default_rules, parse_rule, split_matches
+from eyespot.quantize.formats import F32, LAYOUT, SCHEMES, Scheme, parse
+from eyespot.quantize.recipe import AS_STORED, NO_TWIN, assign, default_rules, parse_rule, split_matches, twin_rules
 from eyespot.quantize.report import best_tokens, measure
 
 TALK = 768  # tokens of prompt and answer beside the largest picture, when nobody says how large a context should be
@@ -43,7 +43,9 @@ def read_options(job: Job) -> None:
         raise UsageError("threads out of range", found=o.threads, expected=f"0 to {limits.THREADS}")
     if o.image_size is not None and not 1 <= o.image_size <= limits.IMAGE_SIDE:
         raise UsageError("image size out of range", found=o.image_size, expected=f"1 to {limits.IMAGE_SIDE}")
-    for scheme in (o.scheme, o.vision_scheme):
+    if o.scheme == AS_STORED and job.source.format != "gguf":
+        raise UsageError(f"scheme '{AS_STORED}' takes over what a GGUF file has", found=f"{job.source.format} files")
+    for scheme in (o.vision_scheme,) if o.scheme == AS_STORED else (o.scheme, o.vision_scheme):
         parse(scheme)
     for rule in o.tensor_schemes:
         parse_rule(rule)
@@ -95,18 +97,21 @@ def choose_schemes(job: Job) -> None:
     o = job.options
     rules = [parse_rule(text) for text in o.tensor_schemes]
     job.warnings += split_matches(job.program, rules)
-    scheme = parse(o.scheme)
-    job.program = assign(
-        job.program, [*rules, *default_rules(scheme, parse(o.vision_scheme), _table_scheme(job, scheme))]
-    )
+    if o.scheme == AS_STORED:
+        twins, warnings = twin_rules(job.program, job.source.dtype)
+        rules += twins
+        job.warnings += warnings
+    scheme = parse(NO_TWIN if o.scheme == AS_STORED else o.scheme)
+    rules += default_rules(scheme, parse(o.vision_scheme), _table_scheme(job, scheme))
+    job.program = assign(job.program, rules)
 
 
 def _table_scheme(job: Job, scheme: Scheme) -> Scheme:
     """A looked-up row costs no time, so the table keeps what the checkpoint has, in 16 bits."""
-    if scheme.name == "f32":
-        return scheme
     tables = [op.weights["weight"] for _, op in job.program.graphs["text"].ops() if op.kind == "embed"]
     stored = {job.source.dtype(rows.tensor) for name in tables for rows in job.program.weights[name].sources}
+    if scheme.name == "f32" or (job.options.scheme == AS_STORED and stored == {"F32"}):
+        return SCHEMES["f32"]
     return SCHEMES["bf16" if stored <= {"F32", "BF16"} else "f16"]
 
 
@@ -127,7 +132,7 @@ def settle(job: Job) -> None:
 
 def write(job: Job) -> None:
     """Everything but the manifest, into a temporary sibling of the bundle."""
-    program = {**job.program.to_json(), "memory": job.memory.to_json()}
+    program = {**job.program.to_json(), "layout": LAYOUT, "memory": job.memory.to_json()}
     job.bundle = job.exit.enter_context(BundleWriter(job.out))
     job.bundle.need(total_bytes(job.program) + sum(map(len, job.files.values())))
     source = job.source
@@ -177,12 +182,13 @@ def check(job: Job) -> None:
         job.report["next_token"] = best_tokens(
             expected, got, lambda i: tokenizer.decode([i], skip_special_tokens=False)
         )
-    worst = min(report["blocks"], key=lambda row: row["cosine"])
+    worst, first = min(report["blocks"], key=lambda row: row["cosine"]), report["worst"][0]
     if o.min_cosine is not None and worst["cosine"] < o.min_cosine:
         raise GateFailed(
             f"{worst['phase']}, block '{worst['block']}' is too far from float32",
             found=f"cosine {worst['cosine']:.6f}",
             expected=f"at least {o.min_cosine}",
+            cause=f"most error enters at {first['block']}: --tensor-scheme '{first['pattern']}=f16' keeps it finer",
         )
     _manifest(job)
 

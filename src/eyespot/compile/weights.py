@@ -18,7 +18,7 @@ from eyespot.compile.job import Progress
 from eyespot.errors import EyespotError
 from eyespot.program import Program, Weight
 from eyespot.program.transforms import Read, materialize
-from eyespot.quantize.formats import SCHEMES, pack, stored_bytes, tensors
+from eyespot.quantize.formats import PANEL, SCHEMES, pack, stored_as, stored_bytes
 from eyespot.tensorfile import Array
 
 CHUNK_ELEMENTS = 1 << 20  # 4 MiB of float32: the passes over a chunk stay within a core's cache
@@ -29,10 +29,7 @@ Stored = dict[str, tuple[str, tuple[int, ...]]]
 
 def stored_tensors(weights: list[Weight]) -> Stored:
     """Tensor name -> (dtype, shape) of a part with `weights`."""
-    named = [(w.name + suffix, entry) for w in weights for suffix, entry in tensors(w.shape, SCHEMES[w.scheme]).items()]
-    if len(dict(named)) != len(named):
-        raise EyespotError("two tensors of a part have one name", found=[n for n, _ in named][:4])
-    return dict(named)
+    return {w.name: stored_as(w.shape, SCHEMES[w.scheme]) for w in weights}
 
 
 def total_bytes(program: Program) -> int:
@@ -93,20 +90,10 @@ def _chunks(
     release: Callable[[str], None],
     advance: Callable[[int], None],
 ) -> Iterator[tuple[str, Array]]:
-    """(tensor, next rows) in the order of the file, which is hashed while written: what comes early is held back."""
-    owner = {w.name + suffix: (w, suffix) for w in weights for suffix in tensors(w.shape, SCHEMES[w.scheme])}
-    held: dict[str, list[Array]] = {}
+    """(tensor, next rows) in the order of the file, which is hashed while written."""
+    named = {w.name: w for w in weights}
     for name in tensorfile.layout(stored, {})[1]:
-        if name in held:
-            yield from ((name, array) for array in held.pop(name))
-            continue
-        weight, wanted = owner[name]
-        for arrays in pack_rows(weight, read, release, advance):
-            for suffix, array in arrays.items():
-                if suffix == wanted:
-                    yield name, array
-                else:
-                    held.setdefault(weight.name + suffix, []).append(array)
+        yield from ((name, array) for array in pack_rows(named[name], read, release, advance))
 
 
 def pack_rows(
@@ -114,10 +101,10 @@ def pack_rows(
     read: Read,
     release: Callable[[str], None],
     advance: Callable[[int], None] = lambda elements: None,
-) -> Iterator[dict[str, Array]]:
-    """The stored arrays of `weight` by suffix, a chunk of rows at a time."""
+) -> Iterator[Array]:
+    """`weight` as stored, a chunk of rows at a time; whole panels, but for the last."""
     scheme, width = SCHEMES[weight.scheme], prod(weight.shape[1:])
-    step = weight.shape[0] if weight.transform else max(1, CHUNK_ELEMENTS // max(width, 1))
+    step = weight.shape[0] if weight.transform else max(1, CHUNK_ELEMENTS // max(width, 1) // PANEL) * PANEL
     unreleased = 0
     for start in range(0, weight.shape[0], step):
         stop = min(start + step, weight.shape[0])

@@ -17,7 +17,7 @@ def _attr(key: str, value: Attr) -> str:
     return f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
 
 
-def _prefix(program: Program, block: Block) -> str:
+def weight_prefix(program: Program, block: Block) -> str:
     """What the names of all weights of a block begin with, up to a dot."""
     names = [name.split(".")[:-1] for op in block.ops for name in op.weights.values() if name in program.weights]
     common = takewhile(lambda words: len(set(words)) == 1, zip(*names, strict=False)) if len(names) > 1 else ()
@@ -35,7 +35,7 @@ def _arguments(program: Program, op: Op, block: Block, prefix: str) -> str:
 
 def _lines(program: Program, graph: Graph, block: Block) -> list[str]:
     """One line an op. Own values go without the block's name, weights without what all their names begin with."""
-    prefix = _prefix(program, block)
+    prefix = weight_prefix(program, block)
     own = [op.output.removeprefix(f"{block.name}.") for op in block.ops]
     width = max(map(len, own), default=0)
     return [
@@ -51,7 +51,7 @@ def _alike(program: Program, lines: list[str], block: Block) -> str:
     if number is None:
         return block.name
     text = re.sub(r"\b(vision\.)?(layer_\d+|embed_tokens|embeddings)\.\w+", "before", "\n".join(lines))
-    return re.sub(rf"\blayer={int(number[1])}\b", "layer=*", text) + re.sub(r"\d+", "*", _prefix(program, block))
+    return re.sub(rf"\blayer={int(number[1])}\b", "layer=*", text) + re.sub(r"\d+", "*", weight_prefix(program, block))
 
 
 def dump(program: Program) -> str:
@@ -70,7 +70,7 @@ def dump(program: Program) -> str:
             folded = list(run)
             lines, first = folded[0]
             also = f" .. {folded[-1][1].name} ({len(folded)} alike)" if len(folded) > 1 else ""
-            prefix = _prefix(program, first)
+            prefix = weight_prefix(program, first)
             out.append(f"  block {first.name}{also}:" + (f"  # weights {prefix}*" if prefix else ""))
             out += lines
         out.append(f"  return {', '.join(graph.outputs)}")

@@ -6,6 +6,7 @@ It knows the rows of OPS and nothing else: no files, no families. Weights come f
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -22,8 +23,17 @@ Weights = Callable[[str], Array]
 Trace = Callable[[str, str, Array], None]  # graph, block, the block's last value [rows, columns]
 
 
-def quantize_rows(x: Array) -> Array:
-    """`x` [..., k] after int8 rounding per row (absmax / 127, half to even) and back: as A8 and the int8 cache do."""
+def quantize_rows(x: Array, group: int = 0) -> Array:
+    """`x` [..., k] after int8 rounding (absmax / 127, half to even) and back: as A8 and the int8 cache do.
+
+    By groups of `group` columns, of which the last may be short; 0: by whole rows.
+    """
+    if 0 < group < x.shape[-1]:
+        whole = x.shape[-1] // group * group
+        groups = x[..., :whole].reshape(*x.shape[:-1], -1, group)
+        rounded = [quantize_rows(groups).reshape(*x.shape[:-1], whole)]
+        rounded += [quantize_rows(x[..., whole:])] if whole < x.shape[-1] else []
+        return np.concatenate(rounded, axis=-1)
     largest = np.abs(x).max(axis=-1, keepdims=True)
     scale = np.where(largest < 1e-30, 0, largest / np.float32(127))  # smaller ones have no float32 inverse: zero
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
@@ -94,8 +104,8 @@ class Reference:
         for op in block.ops:
             inputs = [values[n] for n in op.inputs]
             weights = {role: self._weight(name) for role, name in op.weights.items()}
-            if self._activations_int8(op):
-                inputs[0] = quantize_rows(inputs[0].astype(np.float32, copy=False))
+            if (group := self._int8_group(op)) is not None:
+                inputs[0] = quantize_rows(inputs[0].astype(np.float32, copy=False), group)
             values[op.output] = RULES[op.kind](self, op, inputs, weights)
             for name in op.inputs:
                 if last_use[name] == op.output and name not in keep:
@@ -105,9 +115,11 @@ class Reference:
         constant = self.program.constants.get(name)
         return np.array(constant, np.float32) if constant is not None else self.weights(name)
 
-    def _activations_int8(self, op: Op) -> bool:
+    def _int8_group(self, op: Op) -> int | None:
+        """Columns of the input that are rounded to int8 together, 0 for a row; None where they stay float."""
         weight = self.program.weights.get(op.weights.get("weight", ""))
-        return op.kind in ("linear", "head") and weight is not None and weight.scheme.startswith(("W8A8", "W4A8"))
+        scheme = re.fullmatch(r"W\dA8(?:-g(\d+))?(?:-asym)?", weight.scheme) if weight is not None else None
+        return int(scheme[1] or 0) if scheme and op.kind in ("linear", "head") else None
 
     def _cached(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """The whole cache of `layer` with the new k, v [n, kv_heads, head_dim] appended after position past."""

@@ -6,7 +6,8 @@ Policy as data, apart from packing. Knows labels and roles of weights, not their
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -16,6 +17,18 @@ from eyespot.quantize.formats import SCHEMES, Scheme, parse
 
 MATRIX = {("linear", "weight"), ("head", "weight")}
 TABLE = {("embed", "weight")}
+# "--scheme gguf": for a type of GGUF the scheme that holds the same numbers, bit for bit; Q4_0 and Q4_1 where every
+# block uses its whole range, which those made without an importance matrix do.
+AS_STORED = "gguf"
+TWINS = {
+    "F32": "f32",
+    "F16": "f16",
+    "BF16": "bf16",
+    "Q8_0": "W8A8-g32",
+    "Q4_0": "W4A8-g32",
+    "Q4_1": "W4A8-g32-asym",
+}
+NO_TWIN = "W8A8-g32"  # for all other types
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +60,32 @@ def parse_rule(text: str) -> Rule:
 
 
 def default_rules(scheme: Scheme, vision_scheme: Scheme, table_scheme: Scheme) -> tuple[Rule, ...]:
-    """The rules below the user's: the vision part, the token table, all else. Vectors are not asked: they stay f32."""
-    return (Rule("^vision/", vision_scheme), Rule("^embed_tokens/", table_scheme), Rule("", scheme))
+    """The rules below the user's: vision part, token table, head, all else. Vectors are not asked: they stay f32."""
+    return (
+        Rule("^vision/", vision_scheme),
+        Rule("^embed_tokens/", table_scheme),
+        Rule("^post/", _head_scheme(scheme)),
+        Rule("", scheme),
+    )
+
+
+def _head_scheme(scheme: Scheme) -> Scheme:
+    """With layers at 4 bits the head takes 8, in groups of 32: 4 bits there cost the most, as llama-quantize knows."""
+    return parse(f"W8A{scheme.activation_bits}-g32") if scheme.bits == 4 else scheme
+
+
+def twin_rules(program: Program, dtype: Callable[[str], str]) -> tuple[tuple[Rule, ...], list[str]]:
+    """A rule for every matrix, the twin of what a GGUF file stores it as (dtype: of a tensor), and warnings."""
+    rules, unlike, roles = [], Counter[str](), program.roles()
+    for weight in program.weights.values():
+        if roles[weight.name] <= MATRIX and weight.part != "vision":
+            types = {dtype(rows.tensor) for rows in weight.sources}
+            twin = TWINS.get(*types) if len(types) == 1 else None
+            if twin is None:
+                unlike[" and ".join(sorted(types))] += 1
+            rules.append(Rule(f"^{re.escape(weight.label)}$", SCHEMES[twin or NO_TWIN]))
+    warnings = [f"{count} weights of {kind} have no exact twin: {NO_TWIN}" for kind, count in sorted(unlike.items())]
+    return tuple(rules), warnings
 
 
 def assign(program: Program, rules: Sequence[Rule]) -> Program:

@@ -5,6 +5,8 @@ Knows Programs, callables and an engine seen through a Protocol; neither checkpo
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -12,10 +14,12 @@ import numpy as np
 
 from eyespot.errors import EyespotError
 from eyespot.program import Program
+from eyespot.program.dump import weight_prefix
 from eyespot.program.reference import Reference, Trace
 from eyespot.quantize.formats import F32
 
 BEST = 10  # tokens shown beside each other
+WORST = 3  # blocks named
 
 
 class EngineLike(Protocol):
@@ -54,8 +58,9 @@ def measure(
     """Runs the same tokens through the float reference and the engine, then one more of the reference's choice.
 
     weights: float32 weights of `program` by name, as in the checkpoint. picture: put a synthetic picture first.
-    Returns the report {"tokens", "blocks": [{"phase", "graph", "block", "cosine", "relative_error"}], "min_cosine"} and
-    the logits [vocabulary] after the tokens, of the reference and of the engine. EyespotError when blocks differ.
+    Returns the report {"tokens", "blocks": [{"phase", "graph", "block", "cosine", "relative_error"}], "min_cosine",
+    "worst": [{"phase", "block", "pattern"}]} and the logits [vocabulary] after the tokens, of the reference and of the
+    engine. EyespotError when blocks differ.
     """
     truth, found = Blocks(), Blocks()
     reference = Reference(program, weights, trace=truth)
@@ -76,8 +81,29 @@ def measure(
     engine.decode(following)
     rows += _compare("decode", truth.take(), found.take())
     engine.trace(None)
-    report = {"tokens": len(ids), "blocks": rows, "min_cosine": min(row["cosine"] for row in rows)}
-    return report, expected, got
+    lowest = min(row["cosine"] for row in rows)
+    return {"tokens": len(ids), "blocks": rows, "min_cosine": lowest, "worst": _worst(program, rows)}, expected, got
+
+
+def _worst(program: Program, rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """The blocks at which most error enters, worst first, and what finds their weights in a tensor scheme.
+
+    A block passes on the error it was given, so what counts is by how much the square of the relative error grows.
+    """
+    entered: dict[tuple[str, str], tuple[float, str]] = {}
+    for before, row in zip([None, *rows], rows, strict=False):
+        first = before is None or before["phase"] != row["phase"]
+        growth = row["relative_error"] ** 2 - (0 if first or before is None else before["relative_error"] ** 2)
+        at = row["graph"], row["block"]
+        entered[at] = max(entered.get(at, (-math.inf, "")), (growth, row["phase"]))
+    order = sorted(entered, key=lambda at: -entered[at][0])[:WORST]
+    return [{"phase": entered[at][1], "block": at[1], "pattern": _pattern(program, *at)} for at in order]
+
+
+def _pattern(program: Program, graph: str, name: str) -> str:
+    """A regular expression that finds the weights of one block."""
+    block = next(b for b in program.graphs[graph].blocks if b.name == name)
+    return f"^{block.part}/" + ("" if block.part == name else re.escape(weight_prefix(program, block)))
 
 
 def _compare(phase: str, truth: dict[tuple[str, str], F32], found: dict[tuple[str, str], F32]) -> list[dict[str, Any]]:
