@@ -30,7 +30,9 @@ namespace {
 
 using FloatsIn = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using TokensIn = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<nb::numpy, float>;
+template <class Number>
+using Numbers = nb::ndarray<nb::numpy, Number>;
+using Floats = Numbers<float>;
 
 PyObject* error_type = nullptr;  // _native.Error, made with the module
 
@@ -40,14 +42,15 @@ PyObject* error_type = nullptr;  // _native.Error, made with the module
   throw nb::python_error();
 }
 
+template <class Number = float>
 struct Buffer {
-  std::unique_ptr<float[]> data;
-  explicit Buffer(size_t n) : data(new float[n]) {}
+  std::unique_ptr<Number[]> data;
+  explicit Buffer(size_t n) : data(new Number[n]) {}
   template <size_t Rank>
-  Floats array(const size_t (&shape)[Rank]) {
-    float* raw = data.release();
-    nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    return Floats(raw, Rank, shape, owner);
+  Numbers<Number> array(const size_t (&shape)[Rank]) {
+    Number* raw = data.release();
+    nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<Number*>(p); });
+    return Numbers<Number>(raw, Rank, shape, owner);
   }
 };
 
@@ -71,7 +74,8 @@ class Engine {
   nb::dict info() const {
     nb::dict d;
     d["vocab_size"] = info_.vocab_size, d["hidden_size"] = info_.hidden_size, d["ctx_size"] = info_.ctx_size;
-    d["prefill_chunk"] = info_.prefill_chunk, d["threads"] = info_.threads, d["image_token_id"] = info_.image_token_id;
+    d["prefill_chunk"] = info_.prefill_chunk, d["image_token_id"] = info_.image_token_id;
+    d["threads"] = info_.threads, d["processors"] = info_.processors;
     d["tile_size"] = info_.tile_size, d["tile_tokens"] = info_.tile_tokens, d["tile_batch"] = info_.tile_batch;
     d["arena_bytes"] = info_.arena_bytes, d["weight_bytes"] = info_.weight_bytes, d["kv_bytes"] = info_.kv_bytes;
     d["isa"] = info_.isa, d["kv_type"] = info_.kv_type;
@@ -89,37 +93,72 @@ class Engine {
     const auto tiles = static_cast<int32_t>(pixels.shape(0));
     const size_t rows = static_cast<size_t>(tiles) * static_cast<size_t>(info_.tile_tokens);
     const auto width = static_cast<size_t>(info_.hidden_size);
-    Buffer out(rows * width);
+    Buffer<> out(rows * width);
     work([&] { return es_encode(engine_, pixels.data(), tiles, out.data.get()); });
     return out.array({rows, width});
   }
 
   Floats prefill(const TokensIn& tokens, const std::optional<FloatsIn>& features, int want) {
     const Use use(*this);
-    const auto width = static_cast<size_t>(info_.hidden_size), vocab = static_cast<size_t>(info_.vocab_size);
-    if (tokens.shape(0) > static_cast<size_t>(info_.ctx_size)) raise(ES_USAGE, "more tokens than the context holds");
-    const auto n = static_cast<int32_t>(tokens.shape(0));
-    int32_t rows = 0;
-    if (features) {
-      if (features->ndim() != 2 || features->shape(1) != width || features->shape(0) > INT32_MAX)
-        raise(ES_USAGE, "features are misshapen; expected [rows, " + std::to_string(width) + "]");
-      rows = static_cast<int32_t>(features->shape(0));
-    }
-    if (want < 0 || want > n)
+    const size_t vocab = static_cast<size_t>(info_.vocab_size), n = tokens.shape(0);
+    if (want < 0 || static_cast<size_t>(want) > n)
       raise(ES_USAGE, "want is " + std::to_string(want) + "; expected 0 to " + std::to_string(n));
-    Buffer out(static_cast<size_t>(want) * vocab);
-    work([&] {
-      return es_prefill(engine_, tokens.data(), n, features ? features->data() : nullptr, rows, want, out.data.get());
-    });
+    check_room(n);
+    Buffer<> out(static_cast<size_t>(want) * vocab);
+    append(tokens, features, want, out.data.get());
     return out.array({static_cast<size_t>(want), vocab});
   }
 
   Floats decode(int32_t token) {
     const Use use(*this);
     const auto vocab = static_cast<size_t>(info_.vocab_size);
-    Buffer out(vocab);
+    Buffer<> out(vocab);
     work([&] { return es_decode(engine_, token, out.data.get()); });
     return out.array({vocab});
+  }
+
+  void feed(const TokensIn& tokens, const std::optional<FloatsIn>& features) {
+    const Use use(*this);
+    check_room(tokens.shape(0));
+    append(tokens, features, 1, nullptr);
+  }
+
+  nb::tuple top(int k) {
+    const Use use(*this);
+    if (k < 1 || k > ES_TOP) raise(ES_USAGE, "top is " + std::to_string(k) + "; expected 1 to " + std::to_string(ES_TOP));
+    const auto count = static_cast<size_t>(k);
+    Buffer<int32_t> ids(count);
+    Buffer<> logits(count);
+    check(es_top(engine_, k, ids.data.get(), logits.data.get()));
+    return nb::make_tuple(ids.array({count}), logits.array({count}));
+  }
+
+  Floats logits() {
+    const Use use(*this);
+    const auto vocab = static_cast<size_t>(info_.vocab_size);
+    Buffer<> out(vocab);
+    check(es_logits(engine_, out.data.get()));
+    return out.array({vocab});
+  }
+
+  void profile(bool on) {
+    const Use use(*this);
+    check(es_profile(engine_, on));
+  }
+
+  nb::list profiled() {
+    const Use use(*this);
+    std::vector<es_op_cost> costs(static_cast<size_t>(es_profile_read(engine_, nullptr, 0)));
+    es_profile_read(engine_, costs.data(), static_cast<int32_t>(costs.size()));
+    nb::list list;
+    for (const es_op_cost& cost : costs) {
+      nb::dict d;
+      d["graph"] = cost.graph, d["block"] = cost.block, d["op"] = cost.op, d["kind"] = cost.kind;
+      d["calls"] = cost.calls, d["nanoseconds"] = cost.nanoseconds;
+      d["bytes"] = cost.bytes, d["multiply_adds"] = cost.multiply_adds;
+      list.append(d);
+    }
+    return list;
   }
 
   int32_t past() const { return es_past(open()); }
@@ -165,6 +204,24 @@ class Engine {
     if (status != ES_OK) raise(status, es_last_error());
   }
 
+  void check_room(size_t n) const {
+    if (n > static_cast<size_t>(info_.ctx_size)) raise(ES_USAGE, "more tokens than the context holds");
+  }
+
+  void append(const TokensIn& tokens, const std::optional<FloatsIn>& features, int want, float* logits) {
+    int32_t rows = 0;
+    if (features) {
+      const auto width = static_cast<size_t>(info_.hidden_size);
+      if (features->ndim() != 2 || features->shape(1) != width || features->shape(0) > INT32_MAX)
+        raise(ES_USAGE, "features are misshapen; expected [rows, " + std::to_string(width) + "]");
+      rows = static_cast<int32_t>(features->shape(0));
+    }
+    const auto n = static_cast<int32_t>(tokens.shape(0));
+    work([&] {
+      return es_prefill(engine_, tokens.data(), n, features ? features->data() : nullptr, rows, want, logits);
+    });
+  }
+
   template <class Call>
   void work(const Call& call) {
     int status;
@@ -198,7 +255,7 @@ class Engine {
       }
       if (self->callback_.is_none()) return;
       const size_t shape[] = {static_cast<size_t>(rows), static_cast<size_t>(columns)};
-      Buffer copy(shape[0] * shape[1]);
+      Buffer<> copy(shape[0] * shape[1]);
       std::memcpy(copy.data.get(), data, shape[0] * shape[1] * sizeof(float));
       self->callback_(graph, block, copy.array(shape));
     } catch (...) {
@@ -285,6 +342,11 @@ NB_MODULE(_native, m) {
       .def("encode", &Engine::encode, "pixels"_a)
       .def("prefill", &Engine::prefill, "tokens"_a, "features"_a = nb::none(), "want"_a = 1)
       .def("decode", &Engine::decode, "token"_a)
+      .def("feed", &Engine::feed, "tokens"_a, "features"_a = nb::none())
+      .def("top", &Engine::top, "k"_a)
+      .def("logits", &Engine::logits)
+      .def("profile", &Engine::profile, "on"_a)
+      .def("profiled", &Engine::profiled)
       .def_prop_ro("past", &Engine::past)
       .def("truncate", &Engine::truncate, "n"_a)
       .def("cancel", &Engine::cancel, "on"_a = true)

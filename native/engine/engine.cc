@@ -2,7 +2,10 @@
 // model.
 #include <algorithm>
 #include <atomic>
+#include <charconv>
+#include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -17,6 +20,7 @@
 #include "engine/plan.h"
 #include "engine/pool.h"
 #include "engine/program.h"
+#include "engine/top.h"
 #include "eyespot.h"
 #include "eyespot/limits.h"
 
@@ -56,13 +60,14 @@ bool all_finite(const float* values, int64_t n) {
 // The manifest's word on a file's size: a part that was cut off or swapped fails before its header is read.
 class Manifest {
  public:
+  static constexpr int64_t FORMAT = 2;
   explicit Manifest(const std::string& dir) {
     const Mapping map = Mapping::file(dir + "/manifest.json", "manifest.json");
     const Json root = Json::parse(map.text(), "manifest.json");
     const std::string w = "manifest.json";
-    if (const int64_t format = root.at("format", w).integer("manifest.json: format", 0, INT32_MAX); format != 1)
-      fail_with(ES_UNSUPPORTED, "manifest.json: format", format, 1,
-                "the bundle was made by another version of eyespot");
+    if (const int64_t format = root.at("format", w).integer("manifest.json: format", 0, INT32_MAX); format != FORMAT)
+      fail_with(ES_UNSUPPORTED, "manifest.json: format", format, FORMAT,
+                format < FORMAT ? "an older eyespot made the bundle: compile it again" : "a newer eyespot made it");
     for (const auto& [name, file] : root.at("files", w).object("manifest.json: files"))
       bytes_[name] = file.at("bytes", w).integer("manifest.json: bytes of '" + shown(name) + "'", 0, INT64_MAX);
   }
@@ -87,7 +92,16 @@ Program load_program(const std::string& dir, const Manifest& manifest) {
 int thread_count(int32_t wanted) {
   if (wanted < 0 || wanted > limits::THREADS)
     fail_with(ES_USAGE, "threads", wanted, "0 (all) to " + str(limits::THREADS));
-  return wanted ? wanted : static_cast<int>(std::min<int64_t>(usable_processors(), limits::THREADS));
+  if (wanted != 0) return wanted;
+  if (const char* text = std::getenv("EYESPOT_THREADS"); text != nullptr && *text != 0) {
+    int count = 0;
+    const char* end = text + std::strlen(text);
+    const auto [stop, fault] = std::from_chars(text, end, count);
+    if (fault != std::errc() || stop != end || count < 1 || count > limits::THREADS)
+      fail_with(ES_USAGE, "EYESPOT_THREADS", text, "1 to " + str(limits::THREADS));
+    return count;
+  }
+  return static_cast<int>(std::min<int64_t>(usable_processors(), limits::THREADS));
 }
 
 Isa isa_for(const char* wanted) {
@@ -108,7 +122,7 @@ class Engine {
                 "1 to " + str(memory.ctx) + ", what the bundle was compiled for");
     ctx_ = options.ctx_size ? options.ctx_size : memory.ctx;
     arena_ = Mapping::memory(memory.arena_bytes, "the arena");
-    const Kernels kernels = kernels_for(isa_);
+    const Kernels& kernels = kernels_for(isa_);
     const Parts parts = [&](const std::string& part) -> const TensorFile& {
       std::unique_ptr<TensorFile>& file = files_[part];
       if (!file) {
@@ -120,8 +134,17 @@ class Engine {
     };
     for (size_t g = 0; g < program_.graphs.size(); ++g)
       graphs_.push_back(bind_graph(program_, g, arena_.data(), kernels, parts, weight_bytes_));
-    for (const KvLayer& layer : memory.kv_layers) kv_bytes_ += kv_layer_bytes(memory, layer);
+    for (const KvLayer& layer : memory.kv_layers)
+      kv_bytes_ += cache_layout(memory.kv_type, layer.kv_heads, layer.head_dim, memory.ctx).bytes;
     wanted_.resize(static_cast<size_t>(memory.units[O]));
+    for (size_t g = 0; g < graphs_.size(); ++g)
+      for (auto* blocks : {&graphs_[g].blocks, &graphs_[g].wanted})
+        for (BoundBlock& block : *blocks)
+          for (const auto& step : block.steps) {
+            step->number = costs_.size();
+            costs_.push_back({program_.graphs[g].name.c_str(), block.name.c_str(), step->op->output.c_str(),
+                              step->op->kind.c_str(), 0, 0, 0, 0});
+          }
   }
 
   void info(es_info& out) const {
@@ -129,7 +152,8 @@ class Engine {
     out = {};
     out.vocab_size = static_cast<int32_t>(info.vocab_size), out.hidden_size = static_cast<int32_t>(info.hidden_size);
     out.ctx_size = static_cast<int32_t>(ctx_), out.prefill_chunk = static_cast<int32_t>(program_.memory.units[N]);
-    out.threads = pool_.threads(), out.image_token_id = eyes() ? static_cast<int32_t>(info.image_token_id) : -1;
+    out.threads = pool_.threads(), out.processors = usable_processors();
+    out.image_token_id = eyes() ? static_cast<int32_t>(info.image_token_id) : -1;
     if (graphs_.size() == 2) {
       out.tile_size = static_cast<int32_t>(info.tile_size), out.tile_tokens = static_cast<int32_t>(info.tile_tokens);
       out.tile_batch = static_cast<int32_t>(program_.memory.units[T]);
@@ -144,6 +168,7 @@ class Engine {
     if (graphs_.size() < 2) fail_with(ES_USAGE, "this model has no eyes: it cannot encode pictures");
     if (tiles < 1 || tiles > limits::TILES || pixels == nullptr || features == nullptr)
       fail_with(ES_USAGE, "tiles", tiles, "1 to " + str(limits::TILES) + " with pixels and room for their features");
+    last_row_ = nullptr;
     const Info& info = program_.info;
     const int64_t tile_pixels = 3 * info.tile_size * info.tile_size,
                   tile_features = info.tile_tokens * info.hidden_size;
@@ -159,7 +184,8 @@ class Engine {
   void prefill(const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows, int32_t want,
                float* logits) {
     check_surroundings();
-    check_prefill(tokens, n, features, feature_rows, want, logits);
+    check_prefill(tokens, n, features, feature_rows, want);
+    last_row_ = nullptr;
     const Info& info = program_.info;
     const BoundGraph& text = graphs_[0];
     for (int64_t done = 0, chunk; done < n; done += chunk) {
@@ -174,15 +200,50 @@ class Engine {
         for (int64_t i = 0; i < run.counts[O]; ++i)
           wanted_[static_cast<size_t>(i)] = static_cast<int32_t>(row + i - done);
         walk(0, text.wanted, run);
-        const int64_t count = run.counts[O] * info.vocab_size;
-        if (!all_finite(text.output, count))
-          fail("logits are not finite", "NaN or Inf", Nothing{}, "the weights or the input overflow float32");
-        std::memcpy(logits + (row - (n - want)) * info.vocab_size, text.output,
-                    static_cast<size_t>(count) * sizeof(float));
+        check_finite(run.counts[O]);
+        if (logits != nullptr)
+          std::memcpy(logits + (row - (n - want)) * info.vocab_size, text.output,
+                      static_cast<size_t>(run.counts[O] * info.vocab_size) * sizeof(float));
       }
       past_ += chunk;
       if (features != nullptr) features += images * info.hidden_size;
+      if (want > 0 && done + chunk == n) last_row_ = text.output + (run.counts[O] - 1) * info.vocab_size;
     }
+  }
+
+  void top(int32_t k, int32_t* ids, float* logits) {
+    check_last_row();
+    const int64_t vocab = program_.info.vocab_size;
+    if (k < 1 || k > std::min<int64_t>(ES_TOP, vocab) || ids == nullptr || logits == nullptr)
+      fail_with(ES_USAGE, "top", k, "1 to " + str(std::min<int64_t>(ES_TOP, vocab)) + " with room for them");
+    best_.resize(static_cast<size_t>(k * pool_.threads()));
+    pool_.run([&](const Member& member) {
+      const auto [first, last] = member.share(vocab, PANEL);  // as the head was shared out: what is in this one's cache
+      top_of(last_row_, first, last, {best_.data() + member.index * k, static_cast<size_t>(k)});
+    });
+    std::partial_sort(best_.begin(), best_.begin() + k, best_.end(), better);
+    for (int32_t i = 0; i < k; ++i) {
+      ids[i] = best_[static_cast<size_t>(i)].id;
+      logits[i] = best_[static_cast<size_t>(i)].logit;
+    }
+  }
+
+  void last_logits(float* logits) const {
+    check_last_row();
+    if (logits == nullptr) fail_with(ES_USAGE, "no room for the logits");
+    std::memcpy(logits, last_row_, static_cast<size_t>(program_.info.vocab_size) * sizeof(float));
+  }
+
+  void profile(bool on) {
+    profiled_ = on;
+    if (on)
+      for (es_op_cost& cost : costs_) cost.calls = cost.nanoseconds = cost.bytes = cost.multiply_adds = 0;
+  }
+
+  int32_t profile_read(es_op_cost* out, int32_t room) const {
+    const auto count = static_cast<int32_t>(costs_.size());
+    if (out != nullptr) std::copy_n(costs_.begin(), std::clamp(room, 0, count), out);
+    return count;
   }
 
   int32_t past() const { return static_cast<int32_t>(past_); }
@@ -201,18 +262,14 @@ class Engine {
 
   // What others may have done since the last call, and what would hang or kill the process if it went unnoticed.
   void check_surroundings() const {
-    if (pool_.forked())
-      fail_with(ES_USAGE, "the engine was opened in another process", Nothing{}, Nothing{},
-                "a fork(): threads do not follow into the child, which must open the bundle itself");
+    check_process();
     for (const auto& [part, file] : files_) file->check_length();
   }
 
-  void check_prefill(const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows, int32_t want,
-                     const float* logits) const {
+  void check_prefill(const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows, int32_t want) const {
     const Info& info = program_.info;
     if (n < 1 || tokens == nullptr) fail_with(ES_USAGE, "tokens", n, "at least one");
-    if (want < 0 || want > n || (want > 0 && logits == nullptr))
-      fail_with(ES_USAGE, "want", want, "0 to " + str(n) + " rows");
+    if (want < 0 || want > n) fail_with(ES_USAGE, "want", want, "0 to " + str(n) + " rows");
     if (n > ctx_ - past_)
       fail_with(ES_USAGE, "the tokens do not fit the context", str(past_) + " cached + " + str(n) + " new",
                 "at most " + str(ctx_));
@@ -228,14 +285,56 @@ class Engine {
                 str(images) + " image tokens");
   }
 
+  void check_process() const {
+    if (pool_.forked())
+      fail_with(ES_USAGE, "the engine was opened in another process", Nothing{}, Nothing{},
+                "a fork(): threads do not follow into the child, which must open the bundle itself");
+  }
+
+  void check_last_row() const {
+    check_process();
+    if (last_row_ == nullptr)
+      fail_with(ES_USAGE, "there are no logits", Nothing{}, Nothing{},
+                "the last call wanted none, failed, or encoded a picture");
+  }
+
+  // NaN or Inf in the logits just made is an error, never a token. Each member looks at the columns it has made.
+  void check_finite(int64_t rows) const {
+    const int64_t vocab = program_.info.vocab_size;
+    std::atomic<bool> fault{false};
+    pool_.run([&](const Member& member) {
+      const auto [first, last] = member.share(vocab, PANEL);
+      for (int64_t row = 0; row < rows; ++row)
+        if (!all_finite(graphs_[0].output + row * vocab + first, last - first))
+          fault.store(true, std::memory_order_relaxed);
+    });
+    if (fault)
+      fail("logits are not finite", "NaN or Inf", Nothing{}, "the weights or the input overflow float32");
+  }
+
   void walk(size_t g, const std::vector<BoundBlock>& blocks, const Run& run) {
     for (const BoundBlock& block : blocks) {
       if (cancelled_.exchange(false, std::memory_order_relaxed)) throw Failure{ES_CANCELLED, "cancelled"};
-      for (const auto& step : block.steps) step->call(*step, run);
+      if (profiled_)
+        for (const auto& step : block.steps) timed(*step, run);
+      else
+        for (const auto& step : block.steps) step->call(*step, run);
       if (trace_ != nullptr && block.whole)
         trace_(trace_user_, program_.graphs[g].name.c_str(), block.name.c_str(), block.last,
                static_cast<int32_t>(block.rows.at(run.counts)), static_cast<int32_t>(block.columns));
     }
+  }
+
+  void timed(const Step& step, const Run& run) {
+    const auto start = std::chrono::steady_clock::now();
+    step.call(step, run);
+    const auto time = std::chrono::steady_clock::now() - start;
+    es_op_cost& cost = costs_[step.number];
+    cost.calls += 1;
+    cost.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
+    if (step.cost == nullptr) return;
+    const Cost moved = step.cost(step, run);
+    cost.bytes += moved.bytes, cost.multiply_adds += moved.multiply_adds;
   }
 
   const Isa isa_;
@@ -247,6 +346,10 @@ class Engine {
   Mapping arena_;
   std::vector<BoundGraph> graphs_;
   std::vector<int32_t> wanted_;
+  std::vector<Candidate> best_;     // of es_top, k a member
+  std::vector<es_op_cost> costs_;   // by Step::number
+  bool profiled_ = false;
+  const float* last_row_ = nullptr;  // the last row of logits, while it stands in the arena
   int64_t ctx_ = 0, past_ = 0, weight_bytes_ = 0, kv_bytes_ = 0;
   std::atomic<bool> cancelled_{false};  // asked for, and not yet met by a call
   static_assert(std::atomic<bool>::is_always_lock_free, "es_cancel must be safe in a signal handler");
@@ -302,6 +405,22 @@ int es_truncate(es_engine* engine, int32_t n) {
 void es_cancel(es_engine* engine, int32_t on) { engine->engine.cancel(on != 0); }
 
 void es_trace(es_engine* engine, es_trace_fn callback, void* user) { engine->engine.trace(callback, user); }
+
+int es_top(es_engine* engine, int32_t k, int32_t* ids, float* logits) {
+  return guarded([&] { engine->engine.top(k, ids, logits); });
+}
+
+int es_logits(const es_engine* engine, float* logits) {
+  return guarded([&] { engine->engine.last_logits(logits); });
+}
+
+int es_profile(es_engine* engine, int32_t on) {
+  return guarded([&] { engine->engine.profile(on != 0); });
+}
+
+int32_t es_profile_read(const es_engine* engine, es_op_cost* out, int32_t room) {
+  return engine->engine.profile_read(out, room);
+}
 
 const char* es_last_error(void) { return eyespot::last_error.c_str(); }
 

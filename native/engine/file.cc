@@ -146,8 +146,8 @@ TensorFile::TensorFile(const std::string& path, const std::string& name)
   }
 }
 
-const std::byte* TensorFile::tensor(const std::string& name, const char* dtype,
-                                    const std::vector<int64_t>& shape) const {
+const Tensor& TensorFile::tensor(const std::string& name, const char* dtype, const std::vector<int64_t>& shape,
+                                 int64_t alignment) const {
   const std::string where = name_ + ": tensor '" + shown(name) + "'";
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) fail(where + " is missing");
@@ -155,9 +155,10 @@ const std::byte* TensorFile::tensor(const std::string& name, const char* dtype,
   if (tensor.dtype != dtype || tensor.shape != shape)
     fail(where + " differs from program.json", tensor.dtype + " " + shape_text(tensor.shape),
          dtype + (" " + shape_text(shape)));
-  if ((tensor.data - map_.data()) % tensor.item != 0)
-    fail(where + " is not aligned", tensor.data - map_.data(), "a multiple of " + str(tensor.item));
-  return tensor.data;
+  alignment = std::max(alignment, tensor.item);
+  if ((tensor.data - map_.data()) % alignment != 0)
+    fail(where + " is not aligned", tensor.data - map_.data(), "a multiple of " + str(alignment));
+  return tensor;
 }
 
 void TensorFile::check_length() const {

@@ -44,8 +44,10 @@ struct Tensor {
 class TensorFile {
  public:
   TensorFile(const std::string& path, const std::string& name);
-  // The tensor, which must exist with this dtype and shape, aligned to its items; Failure names file and tensor.
-  const std::byte* tensor(const std::string& name, const char* dtype, const std::vector<int64_t>& shape) const;
+  // The tensor, which must exist with this dtype and shape, aligned to its items and to `alignment`; Failure names file and
+  // tensor.
+  const Tensor& tensor(const std::string& name, const char* dtype, const std::vector<int64_t>& shape,
+                       int64_t alignment) const;
   int64_t size() const { return map_.size(); }
   void check_length() const;  // Failure when the file is shorter than it was
 

@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <unordered_map>
+#include <utility>
 
 #include "engine/fail.h"
 #include "engine/plan.h"
+#include "engine/scheme.h"
 #include "engine/steps.h"
 #include "eyespot/limits.h"
 
@@ -18,6 +21,8 @@ template <class Record>
 std::shared_ptr<Record> make() {
   auto record = std::make_shared<Record>();
   record->call = [](const Step& step, const Run& run) { static_cast<const Record&>(step)(run); };
+  if constexpr (requires(const Record& r, const Run& run) { r.costs(run); })
+    record->cost = [](const Step& step, const Run& run) { return static_cast<const Record&>(step).costs(run); };
   return record;
 }
 
@@ -29,12 +34,16 @@ struct Operand {
   float* data = nullptr;
 };
 
+struct Located {
+  const Block* block;
+  const Op* op;
+};
+
 struct Matrix {
-  int64_t m, columns;
-  std::string scheme;
+  int64_t m, k, bytes;
+  Scheme scheme;
   const std::byte* data;
-  const std::byte* scale;
-  int64_t group_shift;
+  Packed packed() const { return {reinterpret_cast<const uint8_t*>(data), m, k, scheme.group, scheme.minimum}; }
 };
 
 class Binder {
@@ -112,7 +121,7 @@ class Binder {
       bad(std::string("weight '") + role + "' is " + eyespot::shape_text(weight.shape) + ", expected " +
           eyespot::shape_text(shape));
     if (weight.scheme != "f32") unsupported(role, weight.scheme, "f32");
-    return reinterpret_cast<const float*>(tensor(name, weight, "F32", shape));
+    return reinterpret_cast<const float*>(tensor(name, weight, "F32", shape, 1));
   }
 
   // A matrix [m, k] in any scheme of linear; k < 0 takes what is declared.
@@ -122,28 +131,22 @@ class Binder {
     if (weight.shape.size() != 2 || (k >= 0 && weight.shape[1] != k))
       bad("weight is " + eyespot::shape_text(weight.shape) + ", expected " +
           (k < 0 ? "[rows, columns]" : "[m, " + str(k) + "]"));
-    const int64_t m = weight.shape[0], columns = weight.shape[1];
-    const std::string& scheme = weight.scheme;
-    Matrix out{m, columns, scheme, nullptr, nullptr, 0};
-    if (scheme == "f32")
-      out.data = tensor(name, weight, "F32", weight.shape);
-    else if (scheme == "f16")
-      out.data = tensor(name, weight, "F16", weight.shape);
-    else if (scheme == "bf16")
-      out.data = tensor(name, weight, "BF16", weight.shape);
-    else if (table)
-      unsupported("weight", scheme, "f32, f16 or bf16");
-    else if (scheme == "W8A16" || scheme == "W8A8") {
-      out.data = tensor(name, weight, "I8", weight.shape);
-      out.scale = tensor(name + ".scale", weight, "F32", {m});
-    } else if (scheme == "W4A16-g32" || scheme == "W4A16-g64" || scheme == "W4A16-g128") {
-      out.group_shift = scheme == "W4A16-g32" ? 5 : scheme == "W4A16-g64" ? 6 : 7;
-      const int64_t group = int64_t{1} << out.group_shift;
-      out.data = tensor(name, weight, "U8", {m, (columns + 1) / 2});
-      out.scale = tensor(name + ".scale", weight, "F16", {m, (columns + group - 1) / group});
+    const std::optional<Scheme> scheme = parse_scheme(weight.scheme);
+    if (!scheme || (table && scheme->packed()))
+      unsupported("weight", weight.scheme, table ? "f32, f16 or bf16" : SCHEMES);
+    Matrix out{weight.shape[0], weight.shape[1], 0, *scheme, nullptr};
+    const int64_t before = weight_bytes_;
+    if (scheme->packed()) {
+      if (scheme->a8 && scheme->group == 0 && out.k > A8_COLUMNS)
+        fail_with(ES_UNSUPPORTED, where_ + ": weight rows are too long for one scale a row", out.k,
+                  "at most " + str(A8_COLUMNS));
+      const int64_t panels = (out.m + PANEL - 1) / PANEL;
+      out.data = tensor(name, weight, "U8", {panels, scheme->panel_bytes(out.k)}, 32);
     } else {
-      unsupported("weight", scheme, "f32, f16, bf16, W8A16, W8A8, W4A16-g32, W4A16-g64 or W4A16-g128");
+      const char* dtype = scheme->bits == 32 ? "F32" : scheme->bits == 16 ? "F16" : "BF16";
+      out.data = tensor(name, weight, dtype, weight.shape, 1);
     }
+    out.bytes = weight_bytes_ - before;
     return out;
   }
 
@@ -168,11 +171,34 @@ class Binder {
     if (g_ != 0 || rows(i) != Dim{1, N}) bad("input " + str(i) + " must have one row a token");
   }
 
-  int8_t* scratch(Dim rows, int64_t stride) const {
-    const int64_t bytes = product(rows.at(memory.units), stride + 4, "scratch");
+  // The place of int8 rows in scratch, which holds one value's at a time.
+  Int8Rows int8_rows(const std::string& value, Dim rows, int64_t k, const Scheme& scheme) {
+    const int64_t stride = round_up(k, A8_ALIGN), groups = scheme.groups(k), most = rows.at(memory.units);
+    const int64_t bytes = product(most, stride + 8 * groups, "scratch");
     if (memory.scratch.bytes < bytes)
       bad("memory.scratch has " + str(memory.scratch.bytes) + " bytes, expected " + str(bytes));
-    return reinterpret_cast<int8_t*>(arena_ + memory.scratch.offset);
+    in_scratch_ = {value, scheme.group};
+    int8_t* q = reinterpret_cast<int8_t*>(arena_ + memory.scratch.offset);
+    float* scale = reinterpret_cast<float*>(q + most * stride);
+    return {kernels.quantize_int8, q, scale, reinterpret_cast<int32_t*>(scale + most * groups), k, stride, scheme.group,
+            groups};
+  }
+  bool in_scratch(const std::string& value, int64_t group) const {
+    return in_scratch_ == std::pair{value, group};
+  }
+  const std::string& input(size_t i) const { return op_->inputs[i]; }
+
+  // Ends the binding of a step that makes rows: y, and what an A8 linear right behind it wants of them.
+  void makes_rows(RowStep& step, Dim rows, int64_t width) {
+    step.rows = rows, step.width = width;
+    result(step.y = out(rows, width));
+    const std::optional<Scheme> scheme = next_ != ops_.end() ? int8_reader(*next_, op_->output) : std::nullopt;
+    if (!scheme) return;
+    step.int8 = int8_rows(op_->output, rows, width, *scheme);
+    int64_t others = reads_.at(op_->output);
+    for (auto op = next_; op != ops_.end(); ++op, --others)
+      if (const auto same = int8_reader(*op, op_->output); !same || same->group != scheme->group) break;
+    step.keep = others > 0 || width * static_cast<int64_t>(sizeof(float)) > WORK_BYTES;
   }
 
   const RopeTable& rope_table(int64_t rotary, float factor) {
@@ -190,26 +216,42 @@ class Binder {
     return table;
   }
 
-  Cache cache(int64_t index, int64_t kv_heads, int64_t head_dim) {
+  struct Place {
+    Cache cache;  // of key/value head 0 of the first sequence
+    CacheLayout layout;
+  };
+
+  Place cache(int64_t index, int64_t kv_heads, int64_t head_dim) {
     if (index >= static_cast<int64_t>(memory.kv_layers.size())) bad("memory.kv_cache has no layer " + str(index));
     const KvLayer& layer = memory.kv_layers[static_cast<size_t>(index)];
     if (layer.kv_heads != kv_heads || layer.head_dim != head_dim)
       bad("cache layer " + str(index) + " is " + str(layer.kv_heads) + " x " + str(layer.head_dim) + ", expected " +
           str(kv_heads) + " x " + str(head_dim));
-    if (const int64_t bytes = kv_layer_bytes(memory, layer); layer.span.bytes < bytes)
-      bad("cache layer " + str(index) + " has " + str(layer.span.bytes) + " bytes, expected " + str(bytes));
+    const CacheLayout layout = cache_layout(memory.kv_type, kv_heads, head_dim, memory.ctx);
+    if (layer.span.bytes < layout.bytes)
+      bad("cache layer " + str(index) + " has " + str(layer.span.bytes) + " bytes, expected " + str(layout.bytes));
     if (std::find(cache_layers_.begin(), cache_layers_.end(), index) != cache_layers_.end())
       bad("cache layer " + str(index) + " is written twice");
     cache_layers_.push_back(index);
-    const int64_t item = memory.kv_type == KvType::f32 ? 4 : memory.kv_type == KvType::f16 ? 2 : 1;
-    const int64_t vectors = kv_heads * memory.ctx, array = round_up(vectors * head_dim * item, 64);
-    std::byte* k = arena_ + layer.span.offset;
-    Cache cache{k, k + array, nullptr, nullptr, memory.ctx, item};
-    if (memory.kv_type == KvType::int8) {
-      cache.k_scale = reinterpret_cast<float*>(k + 2 * array);
-      cache.v_scale = reinterpret_cast<float*>(k + 2 * array + round_up(vectors * 4, 64));
-    }
-    return cache;
+    return place(layer.span, layout);
+  }
+
+  // Keys and values of every sequence of `group` rows.
+  Place group_cache(Dim rows, int64_t group, int64_t kv_heads, int64_t head_dim) const {
+    const CacheLayout layout = cache_layout(KvType::f32, kv_heads, head_dim, group);
+    const int64_t bytes = product(rows.at(memory.units) / group, layout.bytes, "memory.group_kv");
+    if (memory.group_kv.bytes < bytes)
+      bad("memory.group_kv has " + str(memory.group_kv.bytes) + " bytes, expected " + str(bytes));
+    return place(memory.group_kv, layout);
+  }
+
+  // Softmax sums of one row's spans.
+  float* partial(int64_t heads, int64_t head_dim) const {
+    const int64_t spans = (memory.ctx + SPAN - 1) / SPAN;
+    const int64_t bytes = product(product(heads, spans, "memory.partial"), 4 * (head_dim + 2), "memory.partial");
+    if (memory.partial.bytes < bytes)
+      bad("memory.partial has " + str(memory.partial.bytes) + " bytes, expected " + str(bytes));
+    return reinterpret_cast<float*>(arena_ + memory.partial.offset);
   }
 
   int64_t declared_rows(const char* role) const { return declared(role).shape[0]; }
@@ -238,15 +280,33 @@ class Binder {
   }
 
   const std::byte* tensor(const std::string& name, const Weight& weight, const char* dtype,
-                          const std::vector<int64_t>& shape) {
-    const std::byte* data = parts_(weight.part).tensor(name, dtype, shape);
-    int64_t bytes = dtype[0] == 'F' && dtype[1] == '3' ? 4 : dtype[0] == 'F' || dtype[0] == 'B' ? 2 : 1;
-    for (int64_t size : shape) bytes *= size;  // cannot overflow: the tensor lies in a file
-    weight_bytes_ += bytes;
-    return data;
+                          const std::vector<int64_t>& shape, int64_t alignment) {
+    const Tensor& tensor = parts_(weight.part).tensor(name, dtype, shape, alignment);
+    weight_bytes_ += tensor.bytes;
+    return tensor.data;
   }
 
-  std::shared_ptr<const Step> bind_op();
+  Place place(const Span& span, const CacheLayout& layout) const {
+    std::byte* k = arena_ + span.offset;
+    Cache cache{k, k + layout.numbers, nullptr, nullptr};
+    if (layout.scales != 0) {
+      cache.k_scale = reinterpret_cast<float*>(k + 2 * layout.numbers);
+      cache.v_scale = reinterpret_cast<float*>(k + 2 * layout.numbers + layout.scales);
+    }
+    return {cache, layout};
+  }
+
+  // The scheme by which `op` reads `value` as int8 rows; nothing when it does not, or in another block.
+  std::optional<Scheme> int8_reader(const Located& op, const std::string& value) const {
+    if (op.block != block_ || (op.op->kind != "linear" && op.op->kind != "head")) return {};
+    if (op.op->inputs != std::vector{value} || op.op->weights.count("weight") == 0) return {};
+    const auto weight = program.weights.find(op.op->weights.at("weight"));
+    const std::optional<Scheme> scheme =
+        weight == program.weights.end() ? std::nullopt : parse_scheme(weight->second.scheme);
+    return scheme && scheme->a8 ? scheme : std::nullopt;
+  }
+
+  std::shared_ptr<Step> bind_op();
 
   const size_t g_;
   std::byte* const arena_;
@@ -257,11 +317,15 @@ class Binder {
   std::string where_;
   std::unordered_map<std::string, Operand> values_;
   std::vector<int64_t> cache_layers_;
+  std::vector<Located> ops_;                        // of the graph, in order
+  std::vector<Located>::const_iterator next_;       // after op_
+  std::unordered_map<std::string, int64_t> reads_;  // how many inputs a value is
+  std::pair<std::string, int64_t> in_scratch_;      // value and group of the int8 rows there as the ops run
   BoundGraph bound_;
   float* result_ = nullptr;
 };
 
-using Bound = std::shared_ptr<const Step>;
+using Bound = std::shared_ptr<Step>;
 
 Bound bind_embed(Binder& b) {
   b.given(0, "tokens");
@@ -269,10 +333,11 @@ Bound bind_embed(Binder& b) {
   if (table.m < b.program.info.vocab_size) b.bad("table has " + str(table.m) + " rows, fewer than the vocabulary");
   const Kernels& k = b.kernels;
   auto step = make<Embed>();
-  step->widen = table.scheme == "f32" ? k.widen_f32 : table.scheme == "f16" ? k.widen_f16 : k.widen_bf16;
+  const int bits = table.scheme.bits;
+  step->widen = bits == 32 ? k.widen_f32 : bits == 16 ? k.widen_f16 : k.widen_bf16;
   step->table = table.data;
-  step->width = table.columns;
-  step->row_bytes = step->width * (table.scheme == "f32" ? 4 : 2);
+  step->width = table.k;
+  step->row_bytes = step->width * (bits == 32 ? 4 : 2);
   b.result(step->out = b.out(b.rows(0), step->width));
   return step;
 }
@@ -288,43 +353,37 @@ Bound bind_merge(Binder& b) {
   return step;
 }
 
+template <class Args>
+Bound linear_step(Binder& b, const Matrix& weight, void (*linear)(const Args&), const Args& args, const Int8Rows& int8) {
+  auto step = make<LinearStep<Args>>();
+  step->linear = linear, step->args = args, step->int8 = int8;
+  step->x = b.matrix(0), step->rows = b.rows(0), step->m = weight.m;
+  step->multiply_adds = weight.m * weight.k, step->weight_bytes = weight.bytes;
+  b.result(args.y);
+  return step;
+}
+
 Bound bind_linear(Binder& b) {
   const float* x = b.matrix(0);
   const int64_t k = b.columns(0);
-  const Matrix weight = b.weight_matrix(k, false);
-  const float* bias = b.floats("bias", {weight.m});
-  float* y = b.out(b.rows(0), weight.m);
-  b.result(y);
-  if (weight.scheme == "W8A8") {
-    if (k > A8_COLUMNS) b.bad("rows of " + str(k) + " overflow W8A8 sums, expected at most " + str(A8_COLUMNS));
-    auto step = make<LinearA8Step>();
-    const int64_t stride = round_up(k, A8_ALIGN);
-    step->quantize = b.kernels.quantize_int8, step->linear = b.kernels.linear_w8a8;
-    step->x = x, step->q = b.scratch(b.rows(0), stride), step->rows = b.rows(0);
-    step->args = {nullptr,
-                  nullptr,
-                  reinterpret_cast<const int8_t*>(weight.data),
-                  reinterpret_cast<const float*>(weight.scale),
-                  bias,
-                  y,
-                  0,
-                  k,
-                  weight.m,
-                  stride,
-                  0,
-                  0};
-    return step;
-  }
-  auto step = make<LinearStep>();
+  const Matrix w = b.weight_matrix(k, false);
+  const float* bias = b.floats("bias", {w.m});
+  float* y = b.out(b.rows(0), w.m);
   const Kernels& f = b.kernels;
-  step->linear = weight.scheme == "f32"     ? f.linear_f32
-                 : weight.scheme == "f16"   ? f.linear_f16
-                 : weight.scheme == "bf16"  ? f.linear_bf16
-                 : weight.scheme == "W8A16" ? f.linear_w8a16
-                                            : f.linear_w4a16;
-  step->rows = b.rows(0);
-  step->args = {x, weight.data, weight.scale, bias, y, 0, k, weight.m, 0, 0, weight.group_shift, nullptr};
-  return step;
+  const Scheme& scheme = w.scheme;
+  if (!scheme.packed()) {
+    const auto linear = scheme.bits == 32 ? f.linear_f32 : scheme.bits == 16 ? f.linear_f16 : f.linear_bf16;
+    return linear_step<LinearArgs>(b, w, linear, {x, w.data, bias, y, 0, k, w.m, 0, 0, nullptr}, {});
+  }
+  if (!scheme.a8) {
+    const auto linear = scheme.bits == 8 ? f.linear_w8a16 : f.linear_w4a16;
+    return linear_step<LinearA16Args>(b, w, linear, {x, w.packed(), bias, y, 0, 0, 0, nullptr}, {});
+  }
+  const bool ready = b.in_scratch(b.input(0), scheme.group);
+  const Int8Rows int8 = b.int8_rows(b.input(0), b.rows(0), k, scheme);
+  const LinearA8Args args{int8.q, int8.scale, int8.sum, w.packed(), bias, y, 0, int8.stride, 0, 0, nullptr};
+  return linear_step<LinearA8Args>(b, w, scheme.bits == 8 ? f.linear_w8a8 : f.linear_w4a8, args,
+                                   ready ? Int8Rows{} : int8);
 }
 
 template <bool layer>
@@ -333,11 +392,9 @@ Bound bind_norm(Binder& b) {
   const float* x = b.matrix(0);
   const int64_t width = b.columns(0);
   step->norm = layer ? b.kernels.layer_norm_f32 : b.kernels.rms_norm_f32;
-  step->rows = b.rows(0);
-  step->args = {
-      x,     b.out(b.rows(0), width), b.floats("weight", {width}), layer ? b.floats("bias", {width}) : nullptr, 0,
-      width, b.number("eps")};
-  b.result(step->args.y);
+  b.makes_rows(*step, b.rows(0), width);
+  const float* bias = layer ? b.floats("bias", {width}) : nullptr;
+  step->args = {x, nullptr, b.floats("weight", {width}), bias, 0, width, b.number("eps")};
   return step;
 }
 
@@ -371,38 +428,43 @@ Bound bind_attention(Binder& b) {
   if ((layer >= 0) == (group > 0)) b.bad("name a cache layer or a group, not both");
   const Kernels& k = b.kernels;
   const KvType type = group ? KvType::f32 : b.memory.kv_type;
-  step->type = type, step->group = group, step->kv_heads = kv_heads;
+  step->store = type == KvType::f32 ? k.store_f32 : type == KvType::f16 ? k.store_f16 : k.store_int8;
   step->attention = type == KvType::f32 ? k.attention_f32 : type == KvType::f16 ? k.attention_f16 : k.attention_int8;
-  step->narrow = k.narrow_f16, step->quantize = k.quantize_int8;
+  step->attention_span = type == KvType::f32   ? k.attention_span_f32
+                         : type == KvType::f16 ? k.attention_span_f16
+                                               : k.attention_span_int8;
+  step->merge = k.merge_f32;
   float* out = b.out(b.rows(0), heads * d);
   b.result(out);
-  if (group) {
+  if (group)
     b.grouped(0, group);
-  } else {
-    b.tokens_rows(0);
-    step->cache = b.cache(layer, kv_heads, d);
-  }
+  else
+    b.tokens_rows(0), step->partial = b.partial(heads, d);
+  const auto [cache, layout] = group ? b.group_cache(b.rows(0), group, kv_heads, d) : b.cache(layer, kv_heads, d);
+  step->cache = cache, step->kv_heads = kv_heads, step->group = group;
+  step->head_bytes = layout.head, step->head_keys = layout.keys, step->sequence_bytes = layout.bytes;
+  step->key_bytes = 2 * (layout.head / layout.keys + (layout.scales ? 4 : 0));
   AttentionArgs& a = step->args;
   a = {};
-  a.out = out, a.q_stride = width, a.out_stride = heads * d, a.kv_stride = group ? width : d;
+  a.out = out, a.q_stride = width, a.out_stride = heads * d;
   a.heads = heads / kv_heads, a.head_dim = d, a.window = window, a.scale = b.number("scale");
   return step;
 }
 
 Bound bind_gelu(Binder& b) {
   auto step = make<UnaryStep>();
-  step->x = b.matrix(0), step->rows = b.rows(0), step->width = b.columns(0);
+  step->x = b.matrix(0);
   step->unary = b.flag("tanh") ? b.kernels.gelu_tanh_f32 : b.kernels.gelu_f32;
-  b.result(step->y = b.out(step->rows, step->width));
+  b.makes_rows(*step, b.rows(0), b.columns(0));
   return step;
 }
 
 Bound bind_swiglu(Binder& b) {
   auto step = make<SwigluStep>();
-  step->x = b.matrix(0), step->rows = b.rows(0), step->width = b.columns(0) / 2;
+  step->x = b.matrix(0);
   if (b.columns(0) % 2 != 0) b.bad("row of " + str(b.columns(0)) + " does not split into gate and up");
   step->swiglu = b.kernels.swiglu_f32;
-  b.result(step->y = b.out(step->rows, step->width));
+  b.makes_rows(*step, b.rows(0), b.columns(0) / 2);
   return step;
 }
 
@@ -517,7 +579,7 @@ const Rule OPS[] = {
     {"select", 2, {}, {}, bind_select},
 };
 
-std::shared_ptr<const Step> Binder::bind_op() {
+std::shared_ptr<Step> Binder::bind_op() {
   const Rule* rule = std::find_if(std::begin(OPS), std::end(OPS), [&](const Rule& r) { return op_->kind == r.kind; });
   if (rule == std::end(OPS))
     fail_with(ES_UNSUPPORTED, where_ + ": op kind is unknown to this engine", op_->kind, Nothing{},
@@ -565,14 +627,23 @@ BoundGraph Binder::bind() {
   if ((bound_.features || g_ == 1) && (info.image_token_id < 0 || info.tile_size < 1 || info.tile_tokens < 1))
     fail("info does not describe the model's eyes", Nothing{}, "image_token_id, tile_size and tile_tokens");
 
+  for (const Block& block : graph.blocks)
+    for (const Op& op : block.ops) {
+      ops_.push_back({&block, &op});
+      for (const std::string& input : op.inputs) ++reads_[input];
+    }
+  ++reads_[graph.output];
+  next_ = ops_.begin();
+
   for (const Block& block : graph.blocks) {
     block_ = &block;
     BoundBlock bound{block.name, {}, nullptr, {}, 0, true};
     for (const Op& op : block.ops) {
-      op_ = &op;
+      op_ = &op, ++next_;
       where_ = "op '" + shown(op.output) + "'";
       if (values_.count(op.output) != 0) bad("the value is defined twice");
-      std::shared_ptr<const Step> step = bind_op();
+      std::shared_ptr<Step> step = bind_op();
+      step->op = &op;
       const bool over_wanted = op.shape[0].of == O;
       if (over_wanted && !bound.steps.empty() && bound.rows.of != O) {  // the block's rest runs in slices
         bound.whole = false;

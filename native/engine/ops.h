@@ -28,14 +28,22 @@ struct Run {
   const float* pixels;    // [t][3][s][s]
 };
 
+// What one call of a step reads (weights, and keys and values of the cache) and multiplies.
+struct Cost {
+  int64_t bytes = 0, multiply_adds = 0;
+};
+
 // The head of every resolved op; the rest of the record follows in the type derived from it.
 struct Step {
   void (*call)(const Step&, const Run&) = nullptr;
+  Cost (*cost)(const Step&, const Run&) = nullptr;  // null: next to nothing
+  const Op* op = nullptr;
+  size_t number = 0;  // among all steps of the engine
 };
 
 struct BoundBlock {
   std::string name;
-  std::vector<std::shared_ptr<const Step>> steps;
+  std::vector<std::shared_ptr<Step>> steps;
   const float* last = nullptr;  // the last op's value, for es_trace
   Dim rows;
   int64_t columns = 0;

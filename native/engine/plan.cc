@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "engine/fail.h"
+#include "kernels/generic.h"
 
 namespace eyespot {
 namespace {
@@ -36,13 +37,16 @@ class Live {
 
 }  // namespace
 
-int64_t kv_layer_bytes(const Memory& memory, const KvLayer& layer) {
-  const char* what = "a cache layer's size";
-  const int64_t vectors = product(layer.kv_heads, memory.ctx, what);
-  const int64_t item = memory.kv_type == KvType::f32 ? 4 : memory.kv_type == KvType::f16 ? 2 : 1;
-  const int64_t rows = round_up(product(product(vectors, layer.head_dim, what), item, what), 64);
-  const int64_t scales = memory.kv_type == KvType::int8 ? round_up(product(vectors, 4, what), 64) : 0;
-  return product(2, sum(rows, scales, what), what);
+CacheLayout cache_layout(KvType type, int64_t kv_heads, int64_t head_dim, int64_t keys) {
+  const char* what = "a cache's size";
+  const int64_t item = type == KvType::f32 ? 4 : type == KvType::f16 ? 2 : 1;
+  CacheLayout layout;
+  layout.keys = round_up(keys, PANEL);
+  layout.head = product(product(layout.keys, head_dim, what), item, what);
+  layout.numbers = round_up(product(layout.head, kv_heads, what), 64);
+  layout.scales = type == KvType::int8 ? round_up(product(product(layout.keys, kv_heads, what), 4, what), 64) : 0;
+  layout.bytes = product(2, sum(layout.numbers, layout.scales, what), what);
+  return layout;
 }
 
 void check_plan(const Program& program, size_t g) {
@@ -52,6 +56,8 @@ void check_plan(const Program& program, size_t g) {
   for (const KvLayer& layer : program.memory.kv_layers) live.add(layer.span, "kv_cache");
   live.add(program.memory.rope[g], "rope");
   live.add(program.memory.scratch, "scratch");
+  live.add(program.memory.group_kv, "group_kv");
+  live.add(program.memory.partial, "partial");
 
   std::unordered_map<std::string, const Op*> last_use;
   std::unordered_map<std::string, Symbol> symbol;

@@ -7,8 +7,15 @@
 
 namespace eyespot {
 
-// Bytes one cache layer takes: K, V and, for int8, their scales, each rounded up to 64.
-int64_t kv_layer_bytes(const Memory& memory, const KvLayer& layer);
+// Where the arrays of a cache lie: K, V, then for int8 the scales of K and of V.
+struct CacheLayout {
+  int64_t keys;     // rounded up to whole blocks
+  int64_t head;     // bytes of one head's K or V
+  int64_t numbers;  // bytes of K or V of all heads, rounded up to 64
+  int64_t scales;   // bytes of their scales, rounded up to 64; 0 unless int8
+  int64_t bytes;    // of everything
+};
+CacheLayout cache_layout(KvType type, int64_t kv_heads, int64_t head_dim, int64_t keys);
 
 // Throws Failure when two things of graph `g` that live at the same time share bytes of the arena. Every op's output
 // must have a place already.

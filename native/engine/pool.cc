@@ -1,11 +1,11 @@
-// pool.cc: the team's two meeting points, the round counter and the pending counter; both spin first, then wait on the
-// atomic.
+// pool.cc: the team's two meeting points, the round counter and the pending counter; both wait as wait_change does.
 #include "engine/pool.h"
 
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <system_error>
 #include <utility>
 
@@ -15,8 +15,10 @@
 namespace eyespot {
 namespace {
 
-constexpr int SPINS =
-    4000;  // some 50 to 100 microseconds: longer than the gap between two ops, shorter than a time slice
+using Clock = std::chrono::steady_clock;
+constexpr auto SPIN = std::chrono::microseconds(4);   // most gaps between two ops are shorter
+constexpr auto PARK = std::chrono::microseconds(60);  // no gap within a call is longer on a machine that is free
+constexpr int LOOKS = 32;                             // between two looks at the clock
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -26,11 +28,21 @@ inline void pause() {
 #endif
 }
 
-// Returns once `value` is no longer `old`.
+// Returns once `value` is no longer `old`. Spins first, then lets others run between two looks, who may be the very
+// threads it waits for, then sleeps.
 void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
-  for (int i = 0; i < SPINS; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    pause();
+  const auto changed = [&] {
+    for (int i = 0; i < LOOKS; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return true;
+      pause();
+    }
+    return false;
+  };
+  if (changed()) return;
+  const auto start = Clock::now();
+  for (auto waited = Clock::duration::zero(); waited < PARK; waited = Clock::now() - start) {
+    if (changed()) return;
+    if (waited > SPIN) sched_yield();
   }
   value.wait(old, std::memory_order_acquire);
 }

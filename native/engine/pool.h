@@ -38,6 +38,7 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(members_.size()); }
+  const Member& caller() const { return members_[0]; }
   bool forked() const;  // this process is a child of the one that made the team, and has none of its threads
 
   // Calls work(member) once on every member and returns when all have returned. `work` must not throw.

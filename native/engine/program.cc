@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/fail.h"
+#include "engine/scheme.h"
 #include "eyespot/limits.h"
 
 namespace eyespot {
@@ -177,6 +178,8 @@ Memory read_memory(const Json& json) {
       memory.rope[g] = read_span(*span, std::string("memory.rope.") + NAMES[g], arena);
   }
   memory.scratch = read_span(json.at("scratch", w), "memory.scratch", arena);
+  memory.group_kv = read_span(json.at("group_kv", w), "memory.group_kv", arena);
+  memory.partial = read_span(json.at("partial", w), "memory.partial", arena);
   return memory;
 }
 
@@ -187,6 +190,9 @@ Program read_program(const Json& root) {
   if (const int64_t format = root.at("format", w).integer("program.json: format", 0, INT_MAX_); format != FORMAT)
     fail_with(ES_UNSUPPORTED, "program.json: format", format, FORMAT,
               "the bundle was made by another version of eyespot");
+  if (const std::string& layout = root.at("layout", w).string("program.json: layout"); layout != LAYOUT)
+    fail_with(ES_UNSUPPORTED, "program.json: layout", layout, LAYOUT,
+              "the bundle was packed for another target: compile it for this one");
   Program program;
   program.info = read_info(root.at("info", w));
   for (const auto& [name, values] : root.at("constants", w).object("constants")) {

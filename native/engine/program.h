@@ -83,7 +83,7 @@ struct Memory {
   std::vector<KvLayer> kv_layers;
   std::unordered_map<std::string, Span> values[2];  // text, vision
   Span rope[2];
-  Span scratch;
+  Span scratch, group_kv, partial;
 };
 
 struct Program {

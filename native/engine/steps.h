@@ -8,20 +8,30 @@
 #include <cstring>
 
 #include "engine/ops.h"
+#include "kernels/generic.h"
 
 namespace eyespot {
 
 constexpr int64_t INLINE_ELEMENTS = 16384;  // below this, waking the other threads costs more than they save
-constexpr int64_t COLUMN_UNIT = 16;         // output columns of a linear are shared out in these
-constexpr int64_t QUERY_TILE = 96;          // queries one attention call takes: enough to pay for unpacking the keys
+constexpr int64_t QUERY_TILE = 96;          // queries one attention call takes, which read each key once
+constexpr int64_t STORE_ROWS = 64;          // rows of keys one store call takes
 
-// Calls body(first, last) so that rows 0..rows are covered once, on all threads when there is enough to do.
+// Calls body(first, last, member) so that rows 0..rows are covered once, on all threads when there is enough to do.
 template <class Body>
 void by_rows(const Run& run, int64_t rows, int64_t width, const Body& body) {
-  if (rows == 1 || rows * width < INLINE_ELEMENTS) return body(int64_t{0}, rows);
+  if (rows == 1 || rows * width < INLINE_ELEMENTS) return body(int64_t{0}, rows, run.pool.caller());
   run.pool.run([&](const Member& member) {
     const auto [first, last] = member.share(rows);
-    if (first < last) body(first, last);
+    if (first < last) body(first, last, member);
+  });
+}
+
+// Calls body(task, member) for tasks 0..tasks, each member a run of them.
+template <class Body>
+void by_tasks(const Run& run, int64_t tasks, const Body& body) {
+  run.pool.run([&](const Member& member) {
+    const auto [first, last] = member.share(tasks);
+    for (int64_t task = first; task < last; ++task) body(task, member);
   });
 }
 
@@ -35,7 +45,7 @@ struct Embed : Step {
   int64_t row_bytes, width;
   float* out;
   void operator()(const Run& run) const {
-    by_rows(run, run.counts[N], width, [&](int64_t first, int64_t last) {
+    by_rows(run, run.counts[N], width, [&](int64_t first, int64_t last, const Member&) {
       for (int64_t i = first; i < last; ++i) widen({table + run.tokens[i] * row_bytes, out + i * width, width});
     });
   }
@@ -57,53 +67,73 @@ struct Merge : Step {
   }
 };
 
+// Rows of some value as int8 in scratch, as A8 linears take them: each row once, by the op that makes it when that is a
+// norm, gelu or swiglu, else by the first linear that reads it.
+struct Int8Rows {
+  void (*quantize)(const QuantizeArgs&) = nullptr;  // null: nothing wants them
+  int8_t* q = nullptr;                              // [rows][stride]
+  float* scale = nullptr;                           // [rows][groups]
+  int32_t* sum = nullptr;                           // [rows][groups]
+  int64_t k = 0, stride = 0, group = 0, groups = 0;
+  void take(const float* x, int64_t row, int64_t rows) const {
+    quantize({x, q + row * stride, scale + row * groups, sum + row * groups, rows, k, stride, group});
+  }
+};
+
+// What norms, gelu and swiglu have in common: rows made one by one, and rounded to int8 while they are in the cache.
+struct RowStep : Step {
+  float* y;
+  Dim rows;
+  int64_t width;  // of y
+  Int8Rows int8;
+  bool keep = true;  // false: only the int8 rows are read, and y is the thread's scratch
+
+  // make(first, last, to) writes rows first..last from `to` on. `in`: columns that a row is made of.
+  template <class Make>
+  void run_rows(const Run& run, int64_t in, const Make& make) const {
+    by_rows(run, rows.at(run.counts), in, [&](int64_t first, int64_t last, const Member& member) {
+      if (int8.quantize == nullptr) return make(first, last, y + first * width);
+      for (int64_t row = first; row < last; ++row) {
+        float* to = keep ? y + row * width : static_cast<float*>(member.work);
+        make(row, row + 1, to);
+        int8.take(to, row, 1);
+      }
+    });
+  }
+};
+
+// A linear of any scheme: the kernel's columns are shared out in whole panels.
+template <class Args>
 struct LinearStep : Step {
-  void (*linear)(const LinearArgs&);
-  LinearArgs args;
+  void (*linear)(const Args&);
+  Args args;
   Dim rows;
-  void operator()(const Run& run) const {
-    run.pool.run([&](const Member& member) {
-      LinearArgs a = args;
-      a.rows = rows.at(run.counts);
-      const auto [first, last] = member.share(a.m, COLUMN_UNIT);
-      a.first = first, a.last = last, a.work = member.work;
-      if (first < last) linear(a);
-    });
-  }
-};
-
-struct LinearA8Step : Step {
-  void (*quantize)(const QuantizeArgs&);
-  void (*linear)(const LinearA8Args&);
+  int64_t m, multiply_adds, weight_bytes;  // of one row; of all
   const float* x;
-  int8_t* q;  // scratch: int8 rows, then a scale a row
-  LinearA8Args args;
-  Dim rows;
+  Int8Rows int8;  // A8 whose input nobody has rounded yet
+
   void operator()(const Run& run) const {
-    LinearA8Args ready = args;
-    ready.rows = rows.at(run.counts);
-    float* scale = reinterpret_cast<float*>(q + ready.rows * ready.x_stride);
-    ready.x = q, ready.x_scale = scale;
-    by_rows(run, ready.rows, ready.k, [&](int64_t first, int64_t last) {
-      quantize({x + first * ready.k, q + first * ready.x_stride, scale + first, last - first, ready.k, ready.x_stride});
-    });
+    const int64_t n = rows.at(run.counts);
+    if (int8.quantize != nullptr)
+      by_rows(run, n, int8.k,
+              [&](int64_t first, int64_t last, const Member&) { int8.take(x + first * int8.k, first, last - first); });
     run.pool.run([&](const Member& member) {
-      LinearA8Args a = ready;
-      const auto [first, last] = member.share(a.m, COLUMN_UNIT);
-      a.first = first, a.last = last;
+      Args a = args;
+      const auto [first, last] = member.share(m, PANEL);
+      a.rows = n, a.first = first, a.last = last, a.work = member.work;
       if (first < last) linear(a);
     });
   }
+  Cost costs(const Run& run) const { return {weight_bytes, multiply_adds * rows.at(run.counts)}; }
 };
 
-struct NormStep : Step {
+struct NormStep : RowStep {
   void (*norm)(const NormArgs&);
   NormArgs args;
-  Dim rows;
   void operator()(const Run& run) const {
-    by_rows(run, rows.at(run.counts), args.width, [&](int64_t first, int64_t last) {
+    run_rows(run, width, [&](int64_t first, int64_t last, float* to) {
       NormArgs a = args;
-      a.x += first * a.width, a.y += first * a.width, a.rows = last - first;
+      a.x += first * width, a.y = to, a.rows = last - first;
       norm(a);
     });
   }
@@ -113,7 +143,7 @@ struct RopeStep : Step {
   void (*rope)(const RopeArgs&);
   RopeArgs args;
   void operator()(const Run& run) const {
-    by_rows(run, run.counts[N], args.width, [&](int64_t first, int64_t last) {
+    by_rows(run, run.counts[N], args.width, [&](int64_t first, int64_t last, const Member&) {
       RopeArgs a = args;
       a.x += first * a.width, a.y += first * a.width, a.rows = last - first;
       a.cos += first * (a.rotary / 2), a.sin += first * (a.rotary / 2);
@@ -122,100 +152,141 @@ struct RopeStep : Step {
   }
 };
 
-// One layer of the cache: K [kv_heads][ctx][head_dim], V, and for int8 a scale a vector.
-struct Cache {
-  std::byte *k, *v;
-  float *k_scale, *v_scale;
-  int64_t ctx, item;
-};
-
 struct AttentionStep : Step {
+  void (*store)(const StoreArgs&);
   void (*attention)(const AttentionArgs&);
-  void (*narrow)(const NarrowArgs&);      // f16 cache
-  void (*quantize)(const QuantizeArgs&);  // int8 cache
-  KvType type;
-  Cache cache;
+  void (*attention_span)(const AttentionArgs&);
+  void (*merge)(const MergeArgs&);
+  Cache cache;  // of key/value head 0
+  int64_t kv_heads, group, head_bytes, head_keys, sequence_bytes, key_bytes;  // key_bytes: of a key and its value
   AttentionArgs args;  // heads: query heads a key/value head
-  int64_t kv_heads, group;
+  float* partial;
   const float* x;
   Dim rows;
 
-  void store(int64_t row, int64_t head, int64_t position) const {
-    const int64_t d = args.head_dim, at = head * cache.ctx + position;
-    const float* k = x + row * args.q_stride + (kv_heads * args.heads + head) * d;
-    const float* v = k + kv_heads * d;
-    std::byte *to_k = cache.k + at * d * cache.item, *to_v = cache.v + at * d * cache.item;
-    if (type == KvType::f32) {
-      copy(reinterpret_cast<float*>(to_k), k, d);
-      copy(reinterpret_cast<float*>(to_v), v, d);
-    } else if (type == KvType::f16) {
-      narrow({k, reinterpret_cast<uint16_t*>(to_k), d});
-      narrow({v, reinterpret_cast<uint16_t*>(to_v), d});
-    } else {
-      quantize({k, reinterpret_cast<int8_t*>(to_k), cache.k_scale + at, 1, d, d});
-      quantize({v, reinterpret_cast<int8_t*>(to_v), cache.v_scale + at, 1, d, d});
-    }
+  Cache head(int64_t sequence, int64_t h) const {
+    const int64_t at = sequence * sequence_bytes + h * head_bytes;
+    Cache c = cache;
+    c.k = static_cast<std::byte*>(c.k) + at, c.v = static_cast<std::byte*>(c.v) + at;
+    if (c.k_scale != nullptr) c.k_scale += h * head_keys, c.v_scale += h * head_keys;
+    return c;
   }
 
-  // Queries of one sequence, shared out tile by tile in turn: later tiles of a causal sequence see more keys.
-  void attend(const Run& run, int64_t sequences, int64_t length) const {
-    const int64_t queries = length * args.heads, tiles = (queries + QUERY_TILE - 1) / QUERY_TILE;
-    const int64_t tasks = sequences * kv_heads * tiles, d = args.head_dim;
+  // Keys `at`.. of every sequence = its `length` rows.
+  void store_rows(const Run& run, int64_t sequences, int64_t length, int64_t at) const {
+    const int64_t d = args.head_dim, pieces = (length + STORE_ROWS - 1) / STORE_ROWS;
+    const auto body = [&](int64_t task, const Member&) {
+      const int64_t piece = task % pieces, h = task / pieces % kv_heads, sequence = task / pieces / kv_heads;
+      const int64_t first = piece * STORE_ROWS, count = std::min(STORE_ROWS, length - first);
+      const float* k = x + (sequence * length + first) * args.q_stride + (kv_heads * args.heads + h) * d;
+      store({k, k + kv_heads * d, head(sequence, h), args.q_stride, d, at + first, count});
+    };
+    const int64_t tasks = sequences * kv_heads * pieces;
+    if (sequences * length * kv_heads * d >= INLINE_ELEMENTS) return by_tasks(run, tasks, body);
+    for (int64_t task = 0; task < tasks; ++task) body(task, run.pool.caller());
+  }
+
+  // The first key that row `row` sees, cut down to a whole span: where spans begin must not depend on the row.
+  int64_t first_key(int64_t past, int64_t row) const {
+    if (past < 0 || args.window == 0) return 0;
+    return std::max<int64_t>(0, past + row - args.window + 1) / SPAN * SPAN;
+  }
+
+  // Queries first..last of a sequence that begins at row `at` of x. `past` is -1 where all keys are seen.
+  AttentionArgs queries(int64_t sequence, int64_t at, int64_t h, int64_t first, int64_t last, int64_t past,
+                        int64_t keys) const {
+    AttentionArgs a = args;
+    const int64_t d = a.head_dim, row = first / a.heads, from = first_key(past, row);
+    a.q = x + (at + row) * a.q_stride + h * a.heads * d;
+    a.out = args.out + (at + row) * a.out_stride + h * a.heads * d;
+    a.first = first - row * a.heads, a.last = last - row * a.heads;
+    a.past = past < 0 ? past : past + row - from;
+    a.keys = (past < 0 ? keys : past + (last - 1) / a.heads + 1) - from;
+    a.cache = head(sequence, h);
+    skip(a.cache, from);
+    return a;
+  }
+
+  void skip(Cache& c, int64_t keys) const {  // whole blocks of them
+    const int64_t bytes = keys * (head_bytes / head_keys);
+    c.k = static_cast<std::byte*>(c.k) + bytes, c.v = static_cast<std::byte*>(c.v) + bytes;
+    if (c.k_scale != nullptr) c.k_scale += keys, c.v_scale += keys;
+  }
+
+  // Tiles of queries. Where all see the same keys a member takes the tiles of its heads, else every so many: later tiles of
+  // a causal sequence see more keys.
+  void attend(const Run& run, int64_t sequences, int64_t length, int64_t past) const {
+    const int64_t count = length * args.heads, tiles = (count + QUERY_TILE - 1) / QUERY_TILE;
+    const auto body = [&](int64_t task, const Member& member) {
+      const int64_t tile = task % tiles, h = task / tiles % kv_heads, sequence = task / tiles / kv_heads;
+      const int64_t first = tile * QUERY_TILE;
+      AttentionArgs a = queries(sequence, sequence * length, h, first, std::min(count, first + QUERY_TILE), past, length);
+      a.work = member.work;
+      attention(a);
+    };
+    const int64_t tasks = sequences * kv_heads * tiles;
+    if (past < 0) return by_tasks(run, tasks, body);
     run.pool.run([&](const Member& member) {
-      for (int64_t task = member.index; task < tasks; task += member.count) {
-        const int64_t tile = task % tiles, head = task / tiles % kv_heads, row = task / tiles / kv_heads * length;
-        AttentionArgs a = args;
-        a.q = x + row * a.q_stride + head * a.heads * d;
-        a.out = args.out + row * a.out_stride + head * a.heads * d;
-        a.first = tile * QUERY_TILE, a.last = std::min(queries, a.first + QUERY_TILE);
-        a.work = member.work;
-        if (group != 0) {
-          const float* k = x + row * a.q_stride + (kv_heads * a.heads + head) * d;
-          a.k = k, a.v = k + kv_heads * d, a.keys = length, a.past = -1;
-        } else {
-          const int64_t at = head * cache.ctx;
-          a.k = cache.k + at * d * cache.item, a.v = cache.v + at * d * cache.item;
-          if (cache.k_scale != nullptr) a.k_scale = cache.k_scale + at, a.v_scale = cache.v_scale + at;
-          a.keys = run.past + length, a.past = run.past;
-        }
-        attention(a);
+      for (int64_t task = member.index; task < tasks; task += member.count) body(task, member);
+    });
+  }
+
+  // One row whose heads do not share out evenly: spans of keys do.
+  void attend_spans(const Run& run) const {
+    const int64_t d = args.head_dim, stride = args.heads * (d + 2);
+    const int64_t keys = run.past + 1 - first_key(run.past, 0), spans = (keys + SPAN - 1) / SPAN;
+    by_tasks(run, kv_heads * spans, [&](int64_t task, const Member& member) {
+      AttentionArgs a = queries(0, 0, task / spans, 0, args.heads, run.past, 0);
+      a.span = task % spans, a.partial = partial + task * stride, a.work = member.work;
+      attention_span(a);
+    });
+    by_rows(run, kv_heads * args.heads, spans * d, [&](int64_t first, int64_t last, const Member&) {
+      for (int64_t i = first; i < last; ++i) {
+        const float* from = partial + i / args.heads * spans * stride + i % args.heads * (d + 2);
+        merge({from, args.out + i * d, spans, stride, d});
       }
     });
   }
 
   void operator()(const Run& run) const {
     const int64_t n = rows.at(run.counts);
-    if (group != 0) return attend(run, n / group, group);
-    by_rows(run, n, args.q_stride, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i)
-        for (int64_t h = 0; h < kv_heads; ++h) store(i, h, run.past + i);
-    });
-    attend(run, 1, n);
+    if (group != 0) {
+      store_rows(run, n / group, group, 0);
+      return attend(run, n / group, group, -1);
+    }
+    store_rows(run, 1, n, run.past);
+    const bool spans = n == 1 && kv_heads % run.pool.threads() != 0 && run.past + 1 - first_key(run.past, 0) > SPAN;
+    spans ? attend_spans(run) : attend(run, 1, n, run.past);
+  }
+
+  Cost costs(const Run& run) const {
+    const int64_t n = rows.at(run.counts), queries = args.heads * kv_heads * args.head_dim;
+    if (group != 0) return {0, 2 * n * group * queries};
+    int64_t seen = 0, most = 0;
+    for (int64_t row = 0; row < n; ++row) {
+      const int64_t keys = run.past + row + 1, visible = args.window ? std::min(keys, args.window) : keys;
+      seen += visible, most = std::max(most, visible);
+    }
+    return {most * kv_heads * key_bytes, 2 * seen * queries};
   }
 };
 
-struct UnaryStep : Step {
+struct UnaryStep : RowStep {
   void (*unary)(const UnaryArgs&);
   const float* x;
-  float* y;
-  Dim rows;
-  int64_t width;
   void operator()(const Run& run) const {
-    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last) {
-      unary({x + first * width, y + first * width, (last - first) * width});
+    run_rows(run, width, [&](int64_t first, int64_t last, float* to) {
+      unary({x + first * width, to, (last - first) * width});
     });
   }
 };
 
-struct SwigluStep : Step {
+struct SwigluStep : RowStep {
   void (*swiglu)(const SwigluArgs&);
   const float* x;
-  float* y;
-  Dim rows;
-  int64_t width;
   void operator()(const Run& run) const {
-    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last) {
-      swiglu({x + first * 2 * width, y + first * width, last - first, width});
+    run_rows(run, 2 * width, [&](int64_t first, int64_t last, float* to) {
+      swiglu({x + first * 2 * width, to, last - first, width});
     });
   }
 };
@@ -225,7 +296,7 @@ struct AddStep : Step {
   AddArgs args;
   Dim rows;
   void operator()(const Run& run) const {
-    by_rows(run, rows.at(run.counts), args.width, [&](int64_t first, int64_t last) {
+    by_rows(run, rows.at(run.counts), args.width, [&](int64_t first, int64_t last, const Member&) {
       AddArgs a = args;
       a.x += first * a.width, a.y += first * a.width, a.out += first * a.width, a.rows = last - first;
       add(a);
@@ -240,7 +311,7 @@ struct Scale : Step {
   int64_t width;
   float factor;
   void operator()(const Run& run) const {
-    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last) {
+    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last, const Member&) {
       for (int64_t i = first * width; i < last * width; ++i) y[i] = factor * x[i];
     });
   }
@@ -252,7 +323,7 @@ struct Patches : Step {
   int64_t channels, height, width, patch;
   void operator()(const Run& run) const {
     const int64_t across = width / patch, down = height / patch;
-    by_rows(run, rows.at(run.counts), channels * patch * patch, [&](int64_t first, int64_t last) {
+    by_rows(run, rows.at(run.counts), channels * patch * patch, [&](int64_t first, int64_t last, const Member&) {
       float* to = out + first * channels * patch * patch;
       for (int64_t i = first; i < last; ++i) {
         const int64_t tile = i / (across * down), top = i / across % down * patch, left = i % across * patch;
@@ -270,7 +341,7 @@ struct Concat : Step {
   Dim rows;  // of the output
   int64_t group, width;
   void operator()(const Run& run) const {
-    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last) {
+    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last, const Member&) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t tile = i / (group + 1), at = i % (group + 1);
         copy(out + i * width, at == 0 ? prefix : x + (tile * group + at - 1) * width, width);
@@ -286,7 +357,7 @@ struct Position : Step {
   Dim rows;
   int64_t group, width;
   void operator()(const Run& run) const {
-    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last) {
+    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last, const Member&) {
       for (int64_t i = first; i < last; ++i)
         add({x + i * width, table + i % group * width, nullptr, out + i * width, 1, width, 1.0f});
     });
@@ -300,7 +371,7 @@ struct Slice : Step {
   int64_t group, start, width;
   void operator()(const Run& run) const {
     const int64_t kept = group - start;
-    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last) {
+    by_rows(run, rows.at(run.counts), width, [&](int64_t first, int64_t last, const Member&) {
       for (int64_t i = first; i < last; ++i)
         copy(out + i * width, x + (i / kept * group + start + i % kept) * width, width);
     });
@@ -314,7 +385,7 @@ struct PixelShuffle : Step {
   int64_t side, factor, width;
   void operator()(const Run& run) const {
     const int64_t across = side / factor;
-    by_rows(run, rows.at(run.counts), width * factor * factor, [&](int64_t first, int64_t last) {
+    by_rows(run, rows.at(run.counts), width * factor * factor, [&](int64_t first, int64_t last, const Member&) {
       float* to = out + first * factor * factor * width;
       for (int64_t i = first; i < last; ++i) {
         const int64_t tile = i / (across * across), top = i / across % across * factor, left = i % across * factor;

@@ -20,9 +20,9 @@ Appends the most likely token, again and again, to a sequence of token ids.
   -m, --model DIR       bundle directory, as `eyespot compile` writes it
       --tokens LIST     ids of the prompt, separated by commas
   -n, --max-tokens N    tokens to generate (default 16)
-  -t, --threads N       threads (default 0: every processor this process may use)
+  -t, --threads N       threads (default: EYESPOT_THREADS, or every processor this process may use)
   -c, --ctx-size N      tokens the sequence may hold (default 0: what the bundle was compiled for)
-      --isa NAME        instruction set: scalar, avx2 (default: the best this machine runs)
+      --isa NAME        instruction set, such as scalar or avx2 (default: the best this machine runs)
       --json            one JSON object on standard output instead of text
       --version         print the version and exit
   -h, --help            print this and exit
@@ -50,6 +50,12 @@ int32_t number(const char* flag, const char* text) {
   const char* end = text + std::strlen(text);
   const auto [stop, fault] = std::from_chars(text, end, value);
   if (fault != std::errc() || stop != end) usage(std::string(flag) + " takes a whole number, found '" + text + "'");
+  return value;
+}
+
+int32_t positive(const char* flag, const char* text) {
+  const int32_t value = number(flag, text);
+  if (value < 1) usage(std::string(flag) + " takes a number from 1, found '" + text + "'");
   return value;
 }
 
@@ -91,7 +97,7 @@ Arguments parse(int argc, char** argv) {
     else if (flag == "-n" || flag == "--max-tokens")
       arguments.max_tokens = number("-n", value());
     else if (flag == "-t" || flag == "--threads")
-      arguments.threads = number("-t", value());
+      arguments.threads = positive("-t", value());
     else if (flag == "-c" || flag == "--ctx-size")
       arguments.ctx_size = number("-c", value());
     else if (flag == "--isa")
@@ -133,23 +139,26 @@ int main(int argc, char** argv) {
   const auto before = std::signal(SIGINT, interrupt);
   es_info info;
   es_get_info(engine, &info);
+  if (info.threads > info.processors)
+    std::fprintf(stderr, "eyespot-run: %d threads on %d processors: slower than %d threads\n", info.threads,
+                 info.processors, info.processors);
   const double open_s = seconds_since(start);
 
   start = std::chrono::steady_clock::now();
-  std::vector<float> logits(static_cast<size_t>(info.vocab_size));
   const auto n = static_cast<int32_t>(arguments.tokens.size());
-  int status = es_prefill(engine, arguments.tokens.data(), n, nullptr, 0, 1, logits.data());
+  int status = es_prefill(engine, arguments.tokens.data(), n, nullptr, 0, 1, nullptr);
   const double prefill_s = seconds_since(start);
 
   std::vector<int32_t> ids;
   start = std::chrono::steady_clock::now();
   while (status == ES_OK && static_cast<int32_t>(ids.size()) < arguments.max_tokens) {
-    size_t best = 0;
-    for (size_t i = 1; i < logits.size(); ++i)
-      if (logits[i] > logits[best]) best = i;
-    ids.push_back(static_cast<int32_t>(best));
+    int32_t best;
+    float logit;
+    status = es_top(engine, 1, &best, &logit);
+    if (status != ES_OK) break;
+    ids.push_back(best);
     if (static_cast<int32_t>(ids.size()) == arguments.max_tokens || es_past(engine) == info.ctx_size) break;
-    status = es_decode(engine, ids.back(), logits.data());
+    status = es_decode(engine, ids.back(), nullptr);
   }
   const double decode_s = seconds_since(start);
   std::signal(SIGINT, before);  // as while the bundle was opened: a signal ends the process
