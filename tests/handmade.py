@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from eyespot import tensorfile
-from eyespot.program import Builder, Dim, Info, Program, size, verify
+from eyespot.program import Builder, Dim, Info, Op, Program, size, verify
 from eyespot.program.reference import Reference
 from eyespot.quantize import formats
 
@@ -132,28 +132,40 @@ def plan(built: Program, units: dict[str, int], ctx: int, kv_type: str) -> dict[
         at, top = top, top + -(-count // 64) * 64
         return [at, count]
 
-    layers, rope, scratch = [], {}, 0
+    layers, rope, scratch, group_kv, partial = [], {}, 0, 0, 0
+
+    def cache(keys: int, op: Op, kind: str) -> int:
+        """Bytes of K, V and their scales, for whole blocks of 16 keys."""
+        heads, d, keys = int(op.attrs["kv_heads"]), int(op.attrs["head_dim"]), -(-keys // 16) * 16
+        array = -(-heads * keys * d * {"f32": 4, "f16": 2, "int8": 1}[kind] // 64) * 64
+        return 2 * (array + (-(-heads * keys * 4 // 64) * 64 if kind == "int8" else 0))
+
     values: dict[str, dict[str, list[int]]] = {}
     for graph in built.graphs.values():
         values[graph.name] = {}
         for _, op in graph.ops():
             shape = graph.values[op.output].shape
             values[graph.name][op.output] = place(4 * size(shape, units))
-            if op.kind in ("linear", "head") and built.weights[op.weights["weight"]].scheme == "W8A8":
-                k = built.weights[op.weights["weight"]].shape[1]
-                scratch = max(scratch, size(shape[:1], units) * (-(-k // 64) * 64 + 4))
+            if op.kind in ("linear", "head"):
+                weight = built.weights[op.weights["weight"]]
+                bits, _, rest = weight.scheme.partition("A8")
+                if bits in ("W4", "W8"):
+                    k, group = weight.shape[1], int("".join(filter(str.isdigit, rest)) or 0)
+                    row = -(-k // 128) * 128 + 8 * (-(-k // group) if group else 1)
+                    scratch = max(scratch, size(shape[:1], units) * row)
             if op.kind == "rope" and graph.name not in rope:
                 rope[graph.name] = place(units["n"] * int(op.attrs["rotary_dim"]) * 4)
+            if op.kind == "attention" and (group := int(op.attrs["group"])):
+                group_kv = max(group_kv, size(shape[:1], units) // group * cache(group, op, "f32"))
             if op.kind == "attention" and op.attrs["layer"] != -1:
+                at, count = place(cache(ctx, op, kv_type))
                 heads, d = int(op.attrs["kv_heads"]), int(op.attrs["head_dim"])
-                array = -(-heads * ctx * d * {"f32": 4, "f16": 2, "int8": 1}[kv_type] // 64) * 64
-                scales = -(-heads * ctx * 4 // 64) * 64 if kv_type == "int8" else 0
-                at, count = place(2 * (array + scales))
                 layers.append({"offset": at, "bytes": count, "kv_heads": heads, "head_dim": d})
-    where = place(scratch)
+                partial = max(partial, int(op.attrs["heads"]) * -(-ctx // 256) * (d + 2) * 4)
+    beside = {"scratch": place(scratch), "group_kv": place(group_kv), "partial": place(partial)}
     return {
         "units": units, "ctx": ctx, "arena_bytes": top, "kv_cache": {"type": kv_type, "layers": layers},
-        "values": values, "rope": rope, "scratch": where,
+        "values": values, "rope": rope, **beside,
     }  # fmt: skip
 
 
@@ -198,7 +210,7 @@ def write(
             chunks.append((weight.name, packed))
         with open(path / f"{part}.safetensors", "wb") as file:
             tensorfile.write(file, shapes, chunks)
-    text = {**built.to_json(), "memory": memory or plan(built, units, ctx, kv_type)}
+    text = {**built.to_json(), "layout": formats.LAYOUT, "memory": memory or plan(built, units, ctx, kv_type)}
     (path / "program.json").write_text(json.dumps(text))
     seal(path)
     return Handmade(path, built, seen, kv_type)
@@ -208,5 +220,5 @@ def seal(path: Path) -> None:
     """manifest.json over the files as they stand."""
     files = {f.name: {"bytes": f.stat().st_size, "sha256": ""} for f in path.iterdir() if f.name != "manifest.json"}
     (path / "manifest.json").write_text(
-        json.dumps({"format": 1, "eyespot": "", "source": {}, "files": files, "report": None})
+        json.dumps({"format": 2, "eyespot": "", "source": {}, "files": files, "report": None})
     )

@@ -1,4 +1,4 @@
-"""The memory plan: where in one arena each value, the KV cache, the rope tables and the int8 rows of A8 ops live.
+"""The memory plan: where in one arena each value, the KV cache, the rope tables and what kernels need beside them live.
 
 Lifetimes come from the op list alone; knows no model and no kernel. `check` replays a plan to prove that nothing
 is overwritten before its last reader, and shares no code with `plan`.
@@ -13,8 +13,12 @@ from typing import Any
 from eyespot import limits
 from eyespot.errors import EyespotError, UsageError
 from eyespot.program import Dim, Graph, Op, Program, Shape, size
+from eyespot.quantize.formats import SCHEMES
 
 ALIGN = 64
+PANEL = 16  # keys of a cache that lie side by side
+A8_ALIGN = 128  # int8 rows are padded to whole multiples of the largest group
+SPAN = 256  # keys whose softmax is summed apart
 # Ops that may write over their first input: each output row needs that row alone, read before it is written.
 IN_PLACE = {"rope", "add", "scale", "gelu", "position", "merge", "rms_norm", "layer_norm"}
 KV_TYPES = {"f32": 4, "f16": 2, "int8": 1}  # bytes of one cached number
@@ -41,6 +45,8 @@ class Memory:
     values: Mapping[str, Mapping[str, Place]]
     rope: Mapping[str, Place] = field(default_factory=dict)
     scratch: Place = (0, 0)
+    group_kv: Place = (0, 0)
+    partial: Place = (0, 0)
 
     @property
     def kv_bytes(self) -> int:
@@ -58,6 +64,8 @@ class Memory:
             "values": {graph: {name: list(at) for name, at in values.items()} for graph, values in self.values.items()},
             "rope": {graph: list(at) for graph, at in self.rope.items()},
             "scratch": list(self.scratch),
+            "group_kv": list(self.group_kv),
+            "partial": list(self.partial),
         }
 
 
@@ -85,7 +93,9 @@ def plan(program: Program, ctx: int, prefill_chunk: int, kv_type: str) -> Memory
         raise UsageError("unknown KV cache type", found=kv_type, expected=", ".join(KV_TYPES))
     units = {"n": min(prefill_chunk, ctx), "o": 1, "t": 1}
     scratch: Place = (0, _scratch_bytes(program, units))
-    base = _up(scratch[1])
+    group_kv: Place = (_up(scratch[1]), _group_kv_bytes(program, units))
+    partial: Place = (group_kv[0] + _up(group_kv[1]), _partial_bytes(program, ctx))
+    base = partial[0] + _up(partial[1])
     values: dict[str, dict[str, Place]] = {}
     rope: dict[str, Place] = {}
     top = base
@@ -111,7 +121,7 @@ def plan(program: Program, ctx: int, prefill_chunk: int, kv_type: str) -> Memory
             expected=f"at most {limits.ARENA_BYTES}",
             cause="--ctx-size or --prefill-chunk is too large",
         )
-    return check(program, Memory(units, ctx, top, kv_type, tuple(layers), values, rope, scratch))
+    return check(program, Memory(units, ctx, top, kv_type, tuple(layers), values, rope, scratch, group_kv, partial))
 
 
 def _up(n: int) -> int:
@@ -129,9 +139,33 @@ def _cached(program: Program) -> list[Op]:
     return [op for op in ops if op.kind == "attention" and op.attrs["layer"] != -1]
 
 
-def _kv_bytes(heads: int, dim: int, ctx: int, kv_type: str) -> int:
-    scales = 2 * _up(4 * heads * ctx) if kv_type == "int8" else 0
-    return 2 * _up(heads * ctx * dim * KV_TYPES[kv_type]) + scales
+def _kv_bytes(heads: int, dim: int, keys: int, kv_type: str) -> int:
+    """K and V, and for int8 a float32 scale a key for each; every array has room for whole blocks of keys."""
+    keys = -(-keys // PANEL) * PANEL
+    scales = _up(4 * heads * keys) if kv_type == "int8" else 0
+    return 2 * (_up(heads * keys * dim * KV_TYPES[kv_type]) + scales)
+
+
+def _group_kv_bytes(program: Program, units: Mapping[str, int]) -> int:
+    """float32 keys and values of all sequences of the op without a cache that needs most."""
+    return max(
+        (
+            size(graph.values[op.output].shape[:1], units)
+            // int(op.attrs["group"])
+            * _kv_bytes(int(op.attrs["kv_heads"]), int(op.attrs["head_dim"]), int(op.attrs["group"]), "f32")
+            for graph in program.graphs.values()
+            for _, op in graph.ops()
+            if op.kind == "attention" and op.attrs["group"]
+        ),
+        default=0,
+    )
+
+
+def _partial_bytes(program: Program, ctx: int) -> int:
+    """Of every head and span of keys: the largest score, the total, the sums of one row, float32."""
+    spans = -(-ctx // SPAN)
+    heads = (int(op.attrs["heads"]) * (int(op.attrs["head_dim"]) + 2) for op in _cached(program))
+    return 4 * spans * max(heads, default=0)
 
 
 def _rope_bytes(graph: Graph, units: Mapping[str, int]) -> int:
@@ -145,14 +179,17 @@ def _rope_bytes(graph: Graph, units: Mapping[str, int]) -> int:
 
 
 def _scratch_bytes(program: Program, units: Mapping[str, int]) -> int:
-    """int8 rows padded to whole vectors, and a float32 scale for each, of the A8 op that needs most."""
+    """int8 rows, and a float32 scale and an int32 sum for each of their groups, of the A8 op that needs most."""
     most = 0
     for graph in program.graphs.values():
         for _, op in graph.ops():
             weight = program.weights.get(op.weights.get("weight", ""))
-            if op.kind in ("linear", "head") and weight is not None and weight.scheme.endswith("A8"):
+            scheme = SCHEMES.get(weight.scheme) if weight is not None and op.kind in ("linear", "head") else None
+            if weight is not None and scheme is not None and scheme.activation_bits == 8:
+                k = weight.shape[1]
+                groups = -(-k // scheme.group) if scheme.group else 1
                 rows = size(graph.values[op.output].shape[:1], units)
-                most = max(most, rows * (_up(weight.shape[1]) + 4))
+                most = max(most, rows * (-(-k // A8_ALIGN) * A8_ALIGN + 8 * groups))
     return most
 
 
@@ -218,6 +255,8 @@ def check(program: Program, memory: Memory) -> Memory:
         places = memory.values.get(graph.name, {})
         fixed = {
             "scratch": memory.scratch,
+            "group_kv": memory.group_kv,
+            "partial": memory.partial,
             **{f"cache layer {i}": (kv.offset, kv.bytes) for i, kv in enumerate(memory.kv_layers)},
         }
         if graph.name in memory.rope:
