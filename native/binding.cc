@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "engine/fail.h"
+#include "engine/measure.h"
 #include "eyespot.h"
 #include "kernels/kernels.h"
 #include "text/bpe.h"
@@ -323,6 +324,35 @@ class Bpe {
   std::optional<eyespot::Bpe> bpe_;
 };
 
+// For `eyespot bench`: what this machine can do at most with these threads and instructions. See engine/measure.h.
+nb::dict ceilings(int threads, const std::string& isa) {
+  eyespot::Isa chosen;
+  eyespot::Ceilings found;
+  std::string fault;
+  int status = ES_OK;
+  {
+    nb::gil_scoped_release release;
+    try {
+      if (!eyespot::choose_isa(isa.c_str(), chosen, fault)) eyespot::fail_with(ES_USAGE, fault);
+      found = eyespot::measure_ceilings(threads, chosen);
+    } catch (const eyespot::Failure& failure) {
+      status = failure.status, fault = failure.message;
+    }
+  }
+  if (status != ES_OK) raise(status, fault);
+  const auto rate = [](double per_second, const char* instruction) {
+    nb::dict d;
+    d["per_second"] = per_second, d["instruction"] = instruction;
+    return d;
+  };
+  nb::dict d;
+  d["read"] = rate(found.read, "");
+  d["float32"] = rate(found.float32, found.loops.float32.instruction);
+  d["int8"] = rate(found.int8, found.loops.int8.instruction);
+  d["int4"] = rate(found.int4, found.loops.int4.instruction);
+  return d;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -335,6 +365,7 @@ NB_MODULE(_native, m) {
     for (eyespot::Isa isa : eyespot::ISAS) d[eyespot::isa_name(isa)] = eyespot::isa_runs_here(isa);
     return d;
   });
+  m.def("ceilings", &ceilings, "threads"_a, "isa"_a = "");
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const std::string&, int, int, const std::string&>(), "path"_a, "threads"_a = 0, "ctx_size"_a = 0,
            "isa"_a = "")
