@@ -2,57 +2,34 @@
 // without any of them. Knows no instruction set; written so that a compiler may vectorize the inner loops.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/half.h"
 #include "kernels/kernels.h"
+#include "kernels/scalar_packed.h"
 
-namespace eyespot {
+namespace eyespot::scalar {
 namespace {
 
 constexpr int64_t BLOCK = 512;  // columns of a weight row unpacked at a time
 constexpr int64_t LANES = 8;    // partial sums a row keeps
 
-// Unpackers: columns [at, at + n) of weight row j as float32, the per-row scale left out.
+// What is stored, and how it becomes a float.
 struct F32 {
-  static void unpack(const LinearArgs& a, int64_t j, int64_t at, int64_t n, float* out) {
-    std::memcpy(out, static_cast<const float*>(a.w) + j * a.k + at, static_cast<size_t>(n) * sizeof(float));
-  }
-  static float row_scale(const LinearArgs&, int64_t) { return 1.0f; }
+  using T = float;
+  static float widen(T v) { return v; }
 };
-
-struct F16 : F32 {
-  static void unpack(const LinearArgs& a, int64_t j, int64_t at, int64_t n, float* out) {
-    const uint16_t* row = static_cast<const uint16_t*>(a.w) + j * a.k + at;
-    for (int64_t i = 0; i < n; ++i) out[i] = float_of_half(row[i]);
-  }
+struct F16 {
+  using T = uint16_t;
+  static float widen(T v) { return float_of_half(v); }
 };
-
-struct Bf16 : F32 {
-  static void unpack(const LinearArgs& a, int64_t j, int64_t at, int64_t n, float* out) {
-    const uint16_t* row = static_cast<const uint16_t*>(a.w) + j * a.k + at;
-    for (int64_t i = 0; i < n; ++i) out[i] = float_of_bf16(row[i]);
-  }
+struct Bf16 {
+  using T = uint16_t;
+  static float widen(T v) { return float_of_bf16(v); }
 };
-
-struct W8 {
-  static void unpack(const LinearArgs& a, int64_t j, int64_t at, int64_t n, float* out) {
-    const int8_t* row = static_cast<const int8_t*>(a.w) + j * a.k + at;
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(row[i]);
-  }
-  static float row_scale(const LinearArgs& a, int64_t j) { return static_cast<const float*>(a.scale)[j]; }
-};
-
-struct W4 : F32 {
-  static void unpack(const LinearArgs& a, int64_t j, int64_t at, int64_t n, float* out) {
-    const int64_t groups = (a.k + (int64_t{1} << a.group_shift) - 1) >> a.group_shift;
-    const uint8_t* row = static_cast<const uint8_t*>(a.w) + j * ((a.k + 1) / 2);
-    const uint16_t* scale = static_cast<const uint16_t*>(a.scale) + j * groups;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t c = at + i;
-      const int nibble = c % 2 ? row[c / 2] >> 4 : row[c / 2] & 15;
-      out[i] = static_cast<float>(nibble - 8) * float_of_half(scale[c >> a.group_shift]);
-    }
-  }
+struct Int8 {
+  using T = int8_t;
+  static float widen(T v) { return static_cast<float>(v); }
 };
 
 float dot(const float* x, const float* w, int64_t n) {
@@ -66,126 +43,133 @@ float dot(const float* x, const float* w, int64_t n) {
 
 template <class Format>
 void linear(const LinearArgs& a) {
-  float* panel = static_cast<float*>(a.work);
+  float* row = static_cast<float*>(a.work);
   for (int64_t j = a.first; j < a.last; ++j) {
+    const auto* w = static_cast<const typename Format::T*>(a.w) + j * a.k;
     for (int64_t at = 0; at < a.k; at += BLOCK) {
       const int64_t n = a.k - at < BLOCK ? a.k - at : BLOCK;
-      Format::unpack(a, j, at, n, panel);
+      for (int64_t i = 0; i < n; ++i) row[i] = Format::widen(w[at + i]);
       for (int64_t r = 0; r < a.rows; ++r) {
-        const float sum = dot(a.x + r * a.k + at, panel, n);
         float& y = a.y[r * a.m + j];
-        y = at ? y + sum : sum;
+        y = (at ? y : 0.0f) + dot(a.x + r * a.k + at, row, n);
+        if (a.bias && at + n == a.k) y += a.bias[j];
       }
-    }
-    for (int64_t r = 0; r < a.rows; ++r) {
-      float& y = a.y[r * a.m + j];
-      y = y * Format::row_scale(a, j) + (a.bias ? a.bias[j] : 0.0f);
     }
   }
 }
 
-// Elements of a cache as float32, times the key's scale.
-struct CacheF32 {
-  static float at(const void* base, const float*, int64_t key, int64_t stride, int64_t i) {
-    return static_cast<const float*>(base)[key * stride + i];
-  }
-};
-struct CacheF16 {
-  static float at(const void* base, const float*, int64_t key, int64_t stride, int64_t i) {
-    return float_of_half(static_cast<const uint16_t*>(base)[key * stride + i]);
-  }
-};
-struct CacheInt8 {
-  static float at(const void* base, const float* scale, int64_t key, int64_t stride, int64_t i) {
-    return static_cast<float>(static_cast<const int8_t*>(base)[key * stride + i]) * scale[key];
-  }
-};
+template <class Format>
+void widen(const WidenArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) a.out[i] = Format::widen(static_cast<const typename Format::T*>(a.in)[i]);
+}
 
-template <class Cache>
+// One group of n numbers. |x| / scale is at most 127 (1 + 2^-22), which rounds to 127: no clamp.
+int32_t quantize_group(const float* x, int64_t n, int8_t* q, float& scale) {
+  uint32_t largest = 0;  // |x| as bits: orders like the value, and NaN comes out on top
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t magnitude = bits_of_float(x[i]) & 0x7FFFFFFF;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const float top = float_of_bits(largest);
+  scale = largest >= 0x7F800000 ? NAN : top < 1e-30f ? 0.0f : top / 127.0f;
+  std::memset(q, 0, static_cast<size_t>(n));
+  int32_t sum = 0;
+  if (!(scale > 0)) return sum;
+  const float inverse = 1.0f / scale;
+  for (int64_t i = 0; i < n; ++i) sum += q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+  return sum;
+}
+
+// Places of a cache: number i of a key's K and V.
+int64_t k_place(int64_t key, int64_t i, int64_t head_dim) { return (key / PANEL * head_dim + i) * PANEL + key % PANEL; }
+int64_t v_place(int64_t key, int64_t i, int64_t head_dim) { return key * head_dim + i; }
+
+// One query's softmax over the keys of a span.
+template <class Format>
+void attend_span(const AttentionArgs& a, int64_t p, int64_t span, float& top, float& total, float* sums) {
+  constexpr bool SCALED = std::is_same_v<Format, Int8>;
+  const auto* k = static_cast<const typename Format::T*>(a.cache.k);
+  const auto* v = static_cast<const typename Format::T*>(a.cache.v);
+  const int64_t row = p / a.heads, head = p % a.heads;
+  const float* q = a.q + row * a.q_stride + head * a.head_dim;
+  int64_t start = 0, stop = a.past < 0 ? a.keys : a.past + row + 1;
+  if (a.past >= 0 && a.window > 0 && stop > a.window) start = stop - a.window;
+  start = start > span * SPAN ? start : span * SPAN;
+  stop = stop < (span + 1) * SPAN ? stop : (span + 1) * SPAN;
+  top = -INFINITY, total = 0;
+  for (int64_t i = 0; i < a.head_dim; ++i) sums[i] = 0;
+  float weights[SPAN];
+  for (int64_t j = start; j < stop; ++j) {
+    float score = 0;
+    for (int64_t i = 0; i < a.head_dim; ++i) score += q[i] * Format::widen(k[k_place(j, i, a.head_dim)]);
+    score *= SCALED ? a.scale * a.cache.k_scale[j] : a.scale;
+    top = score > top ? score : top;
+    weights[j - start] = score;
+  }
+  for (int64_t j = start; j < stop; ++j) {
+    const float weight = std::exp(weights[j - start] - (top == -INFINITY ? 0.0f : top));
+    const float scaled = SCALED ? weight * a.cache.v_scale[j] : weight;
+    total += weight;
+    for (int64_t i = 0; i < a.head_dim; ++i) sums[i] += scaled * Format::widen(v[v_place(j, i, a.head_dim)]);
+  }
+}
+
+// Adds one span's softmax to that of the spans before it, which began as -Inf and zeros.
+void add_span(float& top, float& total, float* sums, float span_top, float span_total, const float* span_sums,
+              int64_t head_dim) {
+  if (span_top == -INFINITY) return;
+  const float next = span_top > top ? span_top : top, shrink = std::exp(top - next),
+              span_shrink = std::exp(span_top - next);
+  total = total * shrink + span_total * span_shrink;
+  for (int64_t i = 0; i < head_dim; ++i) sums[i] = sums[i] * shrink + span_sums[i] * span_shrink;
+  top = next;
+}
+
+template <class Format>
 void attention(const AttentionArgs& a) {
-  float* sum = static_cast<float*>(a.work);
   for (int64_t p = a.first; p < a.last; ++p) {
-    const int64_t row = p / a.heads, head = p % a.heads;
-    const float* q = a.q + row * a.q_stride + head * a.head_dim;
-    const int64_t stop = a.past < 0 ? a.keys : a.past + row + 1;
-    const int64_t start = a.past >= 0 && a.window > 0 && stop > a.window ? stop - a.window : 0;
-    for (int64_t i = 0; i < a.head_dim; ++i) sum[i] = 0;
-    float top = -INFINITY, total = 0;
-    for (int64_t j = start; j < stop; ++j) {  // online: sums are rescaled whenever a larger score comes
-      float score = 0;
-      for (int64_t i = 0; i < a.head_dim; ++i) score += q[i] * Cache::at(a.k, a.k_scale, j, a.kv_stride, i);
-      score *= a.scale;
-      if (score > top) {
-        const float shrink = std::exp(top - score);
-        total *= shrink;
-        for (int64_t i = 0; i < a.head_dim; ++i) sum[i] *= shrink;
-        top = score;
-      }
-      const float weight = std::exp(score - top);
-      total += weight;
-      for (int64_t i = 0; i < a.head_dim; ++i) sum[i] += weight * Cache::at(a.v, a.v_scale, j, a.kv_stride, i);
+    const int64_t row = p / a.heads, stop = a.past < 0 ? a.keys : a.past + row + 1;
+    float top = -INFINITY, total = 0, span_top, span_total;
+    float* out = a.out + row * a.out_stride + p % a.heads * a.head_dim;
+    float* sums = static_cast<float*>(a.work);
+    for (int64_t i = 0; i < a.head_dim; ++i) out[i] = 0;
+    for (int64_t span = 0; span * SPAN < stop; ++span) {
+      attend_span<Format>(a, p, span, span_top, span_total, sums);
+      add_span(top, total, out, span_top, span_total, sums, a.head_dim);
     }
-    float* out = a.out + row * a.out_stride + head * a.head_dim;
-    for (int64_t i = 0; i < a.head_dim; ++i) out[i] = sum[i] / total;
+    for (int64_t i = 0; i < a.head_dim; ++i) out[i] /= total;
   }
 }
 
-}  // namespace
-
-void linear_f32_scalar(const LinearArgs& a) { linear<F32>(a); }
-void linear_f16_scalar(const LinearArgs& a) { linear<F16>(a); }
-void linear_bf16_scalar(const LinearArgs& a) { linear<Bf16>(a); }
-void linear_w8a16_scalar(const LinearArgs& a) { linear<W8>(a); }
-void linear_w4a16_scalar(const LinearArgs& a) { linear<W4>(a); }
-
-void linear_w8a8_scalar(const LinearA8Args& a) {
-  for (int64_t j = a.first; j < a.last; ++j) {
-    const int8_t* w = a.w + j * a.k;
-    for (int64_t r = 0; r < a.rows; ++r) {
-      const int8_t* x = a.x + r * a.x_stride;
-      int32_t sum = 0;
-      for (int64_t c = 0; c < a.k; ++c) sum += x[c] * w[c];
-      a.y[r * a.m + j] = static_cast<float>(sum) * (a.x_scale[r] * a.w_scale[j]) + (a.bias ? a.bias[j] : 0.0f);
-    }
-  }
+template <class Format>
+void attention_span(const AttentionArgs& a) {
+  float* partial = a.partial;
+  for (int64_t p = a.first; p < a.last; ++p, partial += a.head_dim + 2)
+    attend_span<Format>(a, p, a.span, partial[0], partial[1], partial + 2);
 }
 
-void quantize_int8_scalar(const QuantizeArgs& a) {
+void linear_f32(const LinearArgs& a) { linear<F32>(a); }
+void linear_f16(const LinearArgs& a) { linear<F16>(a); }
+void linear_bf16(const LinearArgs& a) { linear<Bf16>(a); }
+
+void quantize_int8(const QuantizeArgs& a) {
+  const int64_t group = a.group ? a.group : a.k, groups = (a.k + group - 1) / group;
   for (int64_t r = 0; r < a.rows; ++r) {
-    const float* x = a.x + r * a.k;
     int8_t* q = a.q + r * a.stride;
-    uint32_t largest = 0;  // |x| as bits: orders like the value, and NaN comes out on top
-    for (int64_t i = 0; i < a.k; ++i) {
-      const uint32_t magnitude = bits_of_float(x[i]) & 0x7FFFFFFF;
-      largest = magnitude > largest ? magnitude : largest;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t at = g * group, n = a.k - at < group ? a.k - at : group;
+      const int32_t sum = quantize_group(a.x + r * a.k + at, n, q + at, a.scale[r * groups + g]);
+      if (a.sum) a.sum[r * groups + g] = sum;
     }
-    std::memset(q, 0, static_cast<size_t>(a.stride));
-    const float top = float_of_bits(largest);
-    a.scale[r] = largest >= 0x7F800000 ? NAN : top < 1e-30f ? 0.0f : top / 127.0f;
-    if (!(a.scale[r] > 0)) continue;
-    const float inverse = 1.0f / a.scale[r];
-    for (int64_t i = 0; i < a.k; ++i) {
-      const float rounded = std::nearbyint(x[i] * inverse);
-      q[i] = static_cast<int8_t>(rounded > 127 ? 127 : rounded < -127 ? -127 : rounded);
-    }
+    std::memset(q + a.k, 0, static_cast<size_t>(a.stride - a.k));
   }
 }
 
-void narrow_f16_scalar(const NarrowArgs& a) {
-  for (int64_t i = 0; i < a.n; ++i) a.out[i] = half_of_float(a.in[i]);
-}
+void widen_f32(const WidenArgs& a) { widen<F32>(a); }
+void widen_f16(const WidenArgs& a) { widen<F16>(a); }
+void widen_bf16(const WidenArgs& a) { widen<Bf16>(a); }
 
-void widen_f32_scalar(const WidenArgs& a) { std::memcpy(a.out, a.in, static_cast<size_t>(a.n) * sizeof(float)); }
-
-void widen_f16_scalar(const WidenArgs& a) {
-  for (int64_t i = 0; i < a.n; ++i) a.out[i] = float_of_half(static_cast<const uint16_t*>(a.in)[i]);
-}
-
-void widen_bf16_scalar(const WidenArgs& a) {
-  for (int64_t i = 0; i < a.n; ++i) a.out[i] = float_of_bf16(static_cast<const uint16_t*>(a.in)[i]);
-}
-
-void rms_norm_f32_scalar(const NormArgs& a) {
+void rms_norm_f32(const NormArgs& a) {
   for (int64_t r = 0; r < a.rows; ++r) {
     const float* x = a.x + r * a.width;
     float* y = a.y + r * a.width;
@@ -196,7 +180,7 @@ void rms_norm_f32_scalar(const NormArgs& a) {
   }
 }
 
-void layer_norm_f32_scalar(const NormArgs& a) {
+void layer_norm_f32(const NormArgs& a) {
   for (int64_t r = 0; r < a.rows; ++r) {
     const float* x = a.x + r * a.width;
     float* y = a.y + r * a.width;
@@ -209,7 +193,7 @@ void layer_norm_f32_scalar(const NormArgs& a) {
   }
 }
 
-void rope_f32_scalar(const RopeArgs& a) {
+void rope_f32(const RopeArgs& a) {
   const int64_t half = a.rotary / 2;
   for (int64_t r = 0; r < a.rows; ++r) {
     const float *x = a.x + r * a.width, *cos = a.cos + r * half, *sin = a.sin + r * half;
@@ -224,22 +208,61 @@ void rope_f32_scalar(const RopeArgs& a) {
   }
 }
 
-void attention_f32_scalar(const AttentionArgs& a) { attention<CacheF32>(a); }
-void attention_f16_scalar(const AttentionArgs& a) { attention<CacheF16>(a); }
-void attention_int8_scalar(const AttentionArgs& a) { attention<CacheInt8>(a); }
+void store_f32(const StoreArgs& a) {
+  for (int64_t r = 0; r < a.rows; ++r)
+    for (int64_t i = 0; i < a.head_dim; ++i) {
+      static_cast<float*>(a.cache.k)[k_place(a.at + r, i, a.head_dim)] = a.k[r * a.stride + i];
+      static_cast<float*>(a.cache.v)[v_place(a.at + r, i, a.head_dim)] = a.v[r * a.stride + i];
+    }
+}
 
-void gelu_f32_scalar(const UnaryArgs& a) {
+void store_f16(const StoreArgs& a) {
+  for (int64_t r = 0; r < a.rows; ++r)
+    for (int64_t i = 0; i < a.head_dim; ++i) {
+      static_cast<uint16_t*>(a.cache.k)[k_place(a.at + r, i, a.head_dim)] = half_of_float(a.k[r * a.stride + i]);
+      static_cast<uint16_t*>(a.cache.v)[v_place(a.at + r, i, a.head_dim)] = half_of_float(a.v[r * a.stride + i]);
+    }
+}
+
+void store_int8(const StoreArgs& a) {
+  int8_t *k = static_cast<int8_t*>(a.cache.k), *v = static_cast<int8_t*>(a.cache.v), row[HEAD_DIM];
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const int64_t key = a.at + r;
+    quantize_group(a.k + r * a.stride, a.head_dim, row, a.cache.k_scale[key]);
+    for (int64_t i = 0; i < a.head_dim; ++i) k[k_place(key, i, a.head_dim)] = row[i];
+    quantize_group(a.v + r * a.stride, a.head_dim, v + v_place(key, 0, a.head_dim), a.cache.v_scale[key]);
+  }
+}
+
+void attention_f32(const AttentionArgs& a) { attention<F32>(a); }
+void attention_f16(const AttentionArgs& a) { attention<F16>(a); }
+void attention_int8(const AttentionArgs& a) { attention<Int8>(a); }
+void attention_span_f32(const AttentionArgs& a) { attention_span<F32>(a); }
+void attention_span_f16(const AttentionArgs& a) { attention_span<F16>(a); }
+void attention_span_int8(const AttentionArgs& a) { attention_span<Int8>(a); }
+
+void merge_f32(const MergeArgs& a) {
+  float top = -INFINITY, total = 0;
+  for (int64_t i = 0; i < a.head_dim; ++i) a.out[i] = 0;
+  for (int64_t s = 0; s < a.spans; ++s) {
+    const float* partial = a.partial + s * a.stride;
+    add_span(top, total, a.out, partial[0], partial[1], partial + 2, a.head_dim);
+  }
+  for (int64_t i = 0; i < a.head_dim; ++i) a.out[i] /= total;
+}
+
+void gelu_f32(const UnaryArgs& a) {
   for (int64_t i = 0; i < a.n; ++i) a.y[i] = 0.5f * a.x[i] * std::erfc(a.x[i] * -0.70710678118654752f);
 }
 
-void gelu_tanh_f32_scalar(const UnaryArgs& a) {
+void gelu_tanh_f32(const UnaryArgs& a) {
   for (int64_t i = 0; i < a.n; ++i) {
     const float x = a.x[i];
     a.y[i] = 0.5f * x * (1 + std::tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
   }
 }
 
-void swiglu_f32_scalar(const SwigluArgs& a) {
+void swiglu_f32(const SwigluArgs& a) {
   for (int64_t r = 0; r < a.rows; ++r) {
     const float *gate = a.x + r * 2 * a.width, *up = gate + a.width;
     float* y = a.y + r * a.width;
@@ -247,7 +270,7 @@ void swiglu_f32_scalar(const SwigluArgs& a) {
   }
 }
 
-void add_f32_scalar(const AddArgs& a) {
+void add_f32(const AddArgs& a) {
   for (int64_t r = 0; r < a.rows; ++r)
     for (int64_t i = 0; i < a.width; ++i) {
       const int64_t at = r * a.width + i;
@@ -255,4 +278,12 @@ void add_f32_scalar(const AddArgs& a) {
     }
 }
 
-}  // namespace eyespot
+}  // namespace
+
+const Kernels KERNELS = {
+#define KERNEL(op, format, type) op##_##format,
+#include "kernels/kernels.inc"
+#undef KERNEL
+};
+
+}  // namespace eyespot::scalar

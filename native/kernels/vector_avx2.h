@@ -15,6 +15,7 @@ using F = __m256;   // float lanes; + - * / work on it
 using I = __m256i;  // the same number of int32 lanes, or four int8 a lane
 using M = __m256i;  // a lane each, all ones or none
 constexpr int64_t W = 8;
+constexpr int REGISTERS = 16;
 
 // Lanes below n, for any n.
 inline M first(int64_t n) {
@@ -50,15 +51,21 @@ inline F load_bf16_first(const uint16_t* p, int64_t n) { return n >= W ? load_bf
 inline F load_int8(const int8_t* p) { return widen_int8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
 inline F load_int8_first(const int8_t* p, int64_t n) { return n >= W ? load_int8(p) : widen_int8(first_bytes(p, n)); }
 // Round half to even; what does not fit becomes Inf.
+inline void store_half(uint16_t* p, F v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
 inline void store_half_first(uint16_t* p, F v, int64_t n) {
-  alignas(16) uint16_t halves[W];
-  _mm_store_si128(reinterpret_cast<__m128i*>(halves), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  uint16_t halves[W];
+  store_half(halves, v);
   std::memcpy(p, halves, static_cast<size_t>(n < W ? n : W) * sizeof *p);
 }
-inline void store_int8_first(int8_t* p, I v, int64_t n) {  // lanes in -128..127
+inline void store_int8(int8_t* p, I v) {  // lanes in -128..127
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  alignas(16) int8_t bytes[16];
-  _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm_packs_epi16(words, words));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+inline void store_int8_first(int8_t* p, I v, int64_t n) {
+  int8_t bytes[W];
+  store_int8(bytes, v);
   std::memcpy(p, bytes, static_cast<size_t>(n < W ? n : W));
 }
 
@@ -74,10 +81,15 @@ inline F power_of_two(F n) {  // 2^n of a whole n in -126..127
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 
+inline float lowest_lane(F v) { return _mm256_cvtss_f32(v); }
 inline float sum_lanes(F v) {  // pairwise
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   q = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+inline void sum_lanes(const F (&v)[4], float* sums) {
+  const __m256 q = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(q), _mm256_extractf128_ps(q, 1)));
 }
 inline float largest_lane(F v) {
   __m128 q = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -15,6 +15,7 @@ using F = __m512;     // float lanes; + - * / work on it
 using I = __m512i;    // the same number of int32 lanes, or four int8 a lane
 using M = __mmask16;  // a lane each
 constexpr int64_t W = 16;
+constexpr int REGISTERS = 32;
 
 // Lanes below n, for any n.
 inline M first(int64_t n) { return n >= W ? 0xFFFF : n <= 0 ? 0 : static_cast<M>((1u << n) - 1); }
@@ -44,10 +45,13 @@ inline F load_int8_first(const int8_t* p, int64_t n) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
 }
 // Round half to even; what does not fit becomes Inf.
-inline void store_half_first(uint16_t* p, F v, int64_t n) {
-  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+inline __m256i narrow_half(F v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline void store_half(uint16_t* p, F v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_half(v)); }
+inline void store_half_first(uint16_t* p, F v, int64_t n) { _mm256_mask_storeu_epi16(p, first(n), narrow_half(v)); }
+inline void store_int8(int8_t* p, I v) {  // lanes in -128..127
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
 }
-inline void store_int8_first(int8_t* p, I v, int64_t n) {  // lanes in -128..127
+inline void store_int8_first(int8_t* p, I v, int64_t n) {
   _mm_mask_storeu_epi8(p, first(n), _mm512_cvtepi32_epi8(v));
 }
 
@@ -63,11 +67,18 @@ inline F power_of_two(F n) {  // 2^n of a whole n in -126..127
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
 
+inline float lowest_lane(F v) { return _mm512_cvtss_f32(v); }
 inline float sum_lanes(F v) {  // pairwise
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
   q = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+inline void sum_lanes(const F (&v)[4], float* sums) {
+  __m256 h[4];
+  for (int i = 0; i < 4; ++i) h[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+  const __m256 q = _mm256_hadd_ps(_mm256_hadd_ps(h[0], h[1]), _mm256_hadd_ps(h[2], h[3]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(q), _mm256_extractf128_ps(q, 1)));
 }
 inline float largest_lane(F v) { return _mm512_reduce_max_ps(v); }
 inline int32_t sum_lanes(I v) { return _mm512_reduce_add_epi32(v); }
