@@ -19,7 +19,7 @@ from eyespot import tensorfile
 from eyespot.bundle import Settings, open_bundle, read, write
 from eyespot.bundle.write import BundleWriter
 from eyespot.compile.schedule import plan
-from eyespot.errors import EyespotError, UsageError
+from eyespot.errors import FAILED, UNSUPPORTED, EyespotError, UsageError
 from eyespot.program import Program, verify
 from test_program import toy
 from test_tensorfile import denied, hurried
@@ -91,8 +91,10 @@ def break_files(out: Path, what: str) -> None:
             part.unlink()
             os.mkfifo(part)
         case "newer":
-            manifest["format"] = 2
+            manifest["format"] = read.FORMAT + 1
         case "older":
+            manifest["format"] = read.FORMAT - 1
+        case "no format":
             manifest["format"] = 0
         case "traversal":
             manifest["files"]["../evil"] = manifest["files"]["post.safetensors"]
@@ -119,8 +121,12 @@ def break_files(out: Path, what: str) -> None:
         ("changed", r"layer_01.safetensors: SHA-256 differs"),
         ("directory", "layer_01.safetensors: not a regular file"),
         ("fifo", "layer_01.safetensors: not a regular file"),
-        ("newer", "manifest.json: unknown format; found 2; expected 1; likely cause: a newer eyespot"),
-        ("older", "manifest.json: bad format"),
+        ("newer", "manifest.json: unknown format; found 3; expected 2; likely cause: a newer eyespot"),
+        (
+            "older",
+            "manifest.json: unknown format; found 1; expected 2; likely cause: an older eyespot.*compile the model",
+        ),
+        ("no format", "manifest.json: bad format"),
         ("traversal", "bad file name; found ../evil"),
         ("unlisted", "lists no layer_01.safetensors"),
         ("digest", "entry of post.safetensors is malformed"),
@@ -135,6 +141,7 @@ def test_faults_are_named(tmp_path: Path, what: str, fault: str) -> None:
     with pytest.raises(EyespotError, match=fault) as caught:
         open_bundle(out)
     assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == (UNSUPPORTED if what in ("newer", "older") else FAILED)
 
 
 def test_newer_program_is_named_when_hashes_are_not_asked(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from eyespot import tensorfile
 from eyespot.bundle import open_bundle
 from eyespot.checkpoint import open_checkpoint
 from eyespot.compile import Options, compile_model, dump_after
+from eyespot.compile import weights as weights_module
 from eyespot.compile.schedule import IN_PLACE, KV_TYPES, Memory, check, plan
 from eyespot.errors import EyespotError, GateFailed, UsageError
 from eyespot.program import Builder, Dim, Info, Program, size, verify
@@ -211,8 +212,7 @@ class Stored:
     def __getitem__(self, name: str) -> np.ndarray:
         weight = self.program.weights[name]
         part, scheme = self.parts[weight.part], SCHEMES[weight.scheme]
-        arrays = {s: part.raw(name + s) for s in ("", ".scale") if name + s in part.entries}
-        return unpack(arrays, scheme, weight.shape[-1]).reshape(weight.shape)
+        return unpack(part.raw(name), scheme, weight.shape).reshape(weight.shape)
 
 
 def truth(checkpoint: Any) -> tuple[Program, dict[str, np.ndarray]]:
@@ -222,7 +222,8 @@ def truth(checkpoint: Any) -> tuple[Program, dict[str, np.ndarray]]:
     return program, {w.name: materialize(w, checkpoint.read) for w in program.weights.values()}
 
 
-ERROR = {"f32": 0, "f16": 5e-4, "bf16": 4e-3, "W8A16": 0.02, "W8A8": 0.02, "W4A16-g32": 0.15, "W4A16-g64": 0.18}
+GROUPED = {"W8A8-g32": 0.01, "W8A16-g32": 0.01, "W4A16-g64": 0.18, "W4A8-g32-asym": 0.12}
+ERROR = {"f32": 0, "bf16": 4e-3, "W8A16": 0.02, "W8A8": 0.02, **GROUPED}
 
 
 @pytest.mark.parametrize("family", models.TINY)
@@ -230,7 +231,14 @@ def test_every_family_compiles(tmp_path: Path, family: str) -> None:
     models.TINY[family](tmp_path / "c", seed=3, dtype="bfloat16")
     checkpoint = open_checkpoint(tmp_path / "c")
     program, w = truth(checkpoint)
-    for scheme, kv in (("f32", "f32"), ("W8A16", "f16"), ("W4A16", "int8")):
+    choices = (
+        ("f32", "f32", {"f32"}),
+        ("W8A16", "f16", {"W8A16"}),
+        ("W8A8-g32", "f16", {"W8A8-g32"}),
+        ("W4A16", "int8", {"W4A16-g64", "W8A16-g32"}),  # layers, head
+        ("W4A8-g32-asym", "f16", {"W4A8-g32-asym", "W8A8-g32"}),
+    )
+    for scheme, kv, matrices in choices:
         options = Options(scheme=scheme, kv_cache=kv, vision_scheme="f32" if scheme == "f32" else "W8A8")
         result = compile_model(checkpoint, tmp_path / "b", options)
         bundle = open_bundle(tmp_path / "b", verify=True)
@@ -243,25 +251,43 @@ def test_every_family_compiles(tmp_path: Path, family: str) -> None:
             error = np.linalg.norm(stored[name] - expected) / np.linalg.norm(expected)
             assert error <= ERROR[kind], (name, kind, error)
         assert set(result.schemes) == used
-        assert used == (
-            {"f32"}
-            if scheme == "f32"
-            else {"f32", "bf16", options.scheme + ("-g64" if "4" in scheme else "")}
-            | ({"W8A8"} if "vision" in program.graphs else set())
-        )
+        eyes = {"W8A8"} if "vision" in program.graphs else set()
+        assert used == ({"f32"} if scheme == "f32" else {"f32", "bf16"} | matrices | eyes)
         assert result.bundle_bytes >= sum(total.bytes for total in result.schemes.values())
         assert not result.warnings
         tokens = [5, 6, 7, 1]
         got = Reference(stored.program, stored.__getitem__, kv).prefill(tokens)[0]
         expected = Reference(program, w.__getitem__).prefill(tokens)[0]
         cosine = got @ expected / np.linalg.norm(got) / np.linalg.norm(expected)
-        assert "4" in scheme or cosine > (0.999999 if scheme == "f32" else 0.99)  # 4 bits are noise to random weights
+        assert "W4" in scheme or cosine > (0.999999 if scheme == "f32" else 0.99)  # 4 bits are noise to random weights
     ids = models.token_ids(images="vision" in program.graphs)
     assert bundle.settings.stop_tokens == tuple(sorted((ids["<|im_end|>"], ids["<|endoftext|>"])))
     assert bundle.settings.sampling.temperature == 0
     assert (bundle.settings.image is not None) == ("vision" in program.graphs)
     assert bundle.tokenizer is not None
     assert bundle.chat_template is not None
+
+
+def test_chunks_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices of an odd number of rows, cut at panels of 16 rows, or not at all."""
+    models.tiny_internvl(tmp_path / "c")
+    options = Options(scheme="W4A8-g32-asym")
+    for chunk in (1 << 20, 1):
+        monkeypatch.setattr(weights_module, "CHUNK_ELEMENTS", chunk)
+        compile_model(open_checkpoint(tmp_path / "c"), tmp_path / str(chunk), options)
+    program = open_bundle(tmp_path / "1").program.raw
+    assert any(w["shape"][0] % 16 for w in program["weights"].values() if w["scheme"].startswith("W"))
+    for part in (tmp_path / "1").glob("*.safetensors"):
+        assert part.read_bytes() == (tmp_path / str(1 << 20) / part.name).read_bytes(), part.name
+        entries, _ = tensorfile.read_header(part)
+        assert all(e.start % 32 == 0 for e in entries.values() if e.dtype == "U8" and len(e.shape) == 2)
+
+
+def test_help_names_the_defaults() -> None:
+    text = " ".join(eyespot("compile", "--help").stdout.replace("│", " ").split())
+    for scheme in (Options().scheme, Options().vision_scheme):
+        assert f"[default: {scheme}]" in text
+    assert all(scheme.partition("-")[0] in text for scheme in SCHEMES)
 
 
 def test_threads_do_not_change_a_byte(tmp_path: Path) -> None:
@@ -465,6 +491,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 BAD_OPTIONS = [
     ({"scheme": "W2A16"}, "unknown scheme; found W2A16"),
     ({"vision_scheme": "int8"}, "unknown scheme"),
+    ({"vision_scheme": "gguf"}, "unknown scheme"),
+    ({"scheme": "gguf"}, "takes over what a GGUF file has; found safetensors files"),
     ({"kv_cache": "q8"}, "unknown KV cache"),
     ({"ctx_size": 4096}, "expected 1..2048"),
     ({"ctx_size": -1}, "ctx-size -1"),
@@ -520,9 +548,10 @@ def test_check_reports_and_gates(tmp_path: Path, family: str) -> None:
     assert good is not None
     assert 0.9 < good["min_cosine"] < 0.99999
     assert "next_token" not in good
-    with pytest.raises(GateFailed, match=r"is too far from float32; found cosine 0.*expected at least 0.9999"):
+    fault = r"is too far from float32; found cosine 0.*at least 0.9999; .* --tensor-scheme '\^.*=f16' keeps it finer"
+    with pytest.raises(GateFailed, match=fault):
         compile_model(checkpoint, out, Options(scheme="W4A16", check="layers", min_cosine=0.9999), BundleEngine)
-    assert open_bundle(out, verify=True).manifest["source"]["options"]["scheme"] == "W8A16"  # the old one
+    assert open_bundle(out, verify=True).manifest["source"]["options"]["scheme"] == Options().scheme  # the old one
     assert GateFailed.exit_code == 4
     compile_model(checkpoint, out, Options(check="full", check_prompt="x", ctx_size=4), BundleEngine)
     with pytest.raises(UsageError, match="check prompt does not fit"):
@@ -533,7 +562,8 @@ def test_dump(tmp_path: Path) -> None:
     models.tiny_qwen2(tmp_path / "c")
     checkpoint = open_checkpoint(tmp_path / "c")
     assert "layer_00 .. layer_02 (3 alike)" in dump_after(checkpoint, Options(), "build")
-    assert "W8A16" not in dump_after(checkpoint, Options(), "weights")
+    assert Options().scheme not in dump_after(checkpoint, Options(), "weights")
+    assert f"{Options().scheme}[" in dump_after(checkpoint, Options(), "recipe")
     assert "W4A16-g64[" in dump_after(checkpoint, Options(scheme="W4A16"), "recipe")
     plan_text = dump_after(checkpoint, Options(), "schedule").split("\nmemory ")[1]
     assert json.loads(plan_text)["ctx"] == 1024
@@ -557,7 +587,7 @@ def test_command_line(tmp_path: Path) -> None:
     (warning,) = summary["warnings"]
     assert "'v_proj=W4A16-g32' goes to all of layer_00/" in warning
     assert "(+2 more)" in warning
-    assert set(summary["schemes"]) == {"W8A16", "W8A8", "bf16", "f32", "W4A16-g32"}
+    assert set(summary["schemes"]) == {"W8A8-g32", "W8A8", "bf16", "f32", "W4A16-g32"}
     assert (
         summary["bytes"]
         == sum(f.bytes for n, f in open_bundle(out).files.items()) + (out / "config.json").stat().st_size
@@ -565,7 +595,10 @@ def test_command_line(tmp_path: Path) -> None:
     done = eyespot("inspect", out, "--json", "--verify", "--program")
     facts = json.loads(done.stdout)
     assert facts["verified"]
-    assert facts["files"]["layer_00.safetensors"]["schemes"] == {"W4A16-g32": 1, "W8A16": 3, "f32": 3}
+    assert facts["files"]["layer_00.safetensors"]["schemes"] == {"W4A16-g32": 1, "W8A8-g32": 3, "f32": 3}
+    assert facts["layout"] == "r16q4"
+    assert facts["bits_per_weight"] == pytest.approx(summary["bits_per_weight"])
+    assert "layout r16q4, " in eyespot("inspect", out).stdout
     assert facts["memory"]["arena"] == summary["arena_bytes"]
     assert "block layer_00 .. layer_02" in facts["program"]
     text = eyespot("inspect", out).stdout
@@ -578,6 +611,7 @@ def test_command_line(tmp_path: Path) -> None:
         (("compile", tmp_path / "c"), 2),
         (("compile", tmp_path / "nowhere", "-o", tmp_path / "x"), 2),
         (("compile", tmp_path / "c", "-o", tmp_path / "x", "--scheme", "W9A9"), 2),
+        (("compile", tmp_path / "c", "-o", tmp_path / "x", "--scheme", "gguf"), 2),
         (("compile", tmp_path / "c", "-o", tmp_path / "x", "--no-such-flag"), 2),
         (("inspect", tmp_path / "nowhere"), 2),
         (("inspect", tmp_path / "c", "--verify"), 2),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +17,12 @@ from eyespot.errors import EyespotError, UsageError
 from eyespot.program import Builder, Dim, Info, Program, Rows
 from eyespot.program.reference import Reference
 from eyespot.quantize import recipe, report
-from eyespot.quantize.formats import SCHEMES, absmax_scale, pack, parse, stored_bytes, tensors, unpack
+from eyespot.quantize.formats import LAYOUT, PANEL, SCHEMES, Scheme, pack, parse, stored_as, stored_bytes, unpack
 from eyespot.tensorfile import STORED
 from test_program import toy, weights
 
-W8, W4 = SCHEMES["W8A16"], [s for s in SCHEMES.values() if s.bits == 4]
-SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 300))
+PACKED = [s for s in SCHEMES.values() if s.integer]
+SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 300))
 
 
 def matrix(shape: tuple[int, ...], seed: int, spread: float = 1.0) -> np.ndarray:
@@ -31,75 +33,158 @@ def matrix(shape: tuple[int, ...], seed: int, spread: float = 1.0) -> np.ndarray
 
 
 def test_names() -> None:
-    assert parse("w8a16") is W8
+    assert parse("w8a16").name == "W8A16"
     assert parse("W4A16").name == "W4A16-g64"
-    with pytest.raises(UsageError, match=r"found W3A16; expected f32, f16, bf16, W8A16, W8A8, W4A16-g32"):
+    assert parse("w4a8-ASYM").name == "W4A8-g64-asym"
+    with pytest.raises(UsageError, match=r"found W3A16; expected f32, f16, bf16, W8A16, W8A8 \[-g32"):
         parse("W3A16")
+
+
+def test_the_schemes_are_those_of_the_formula() -> None:
+    grouped = [f"W{w}A{a}-g{g}" for w in (8, 4) for a in (16, 8) for g in (32, 64, 128)]
+    names = {"W8A16", "W8A8", *grouped, *(f"{n}-asym" for n in grouped if n[1] == "4")}
+    assert {s.name for s in PACKED} == names
+    for scheme in PACKED:
+        assert scheme.name.startswith(f"W{scheme.bits}A{scheme.activation_bits}")
+        assert scheme.group == int(scheme.name.partition("-g")[2].removesuffix("-asym") or 0)
+        assert scheme.asym == scheme.name.endswith("-asym")
+    design = (Path(__file__).parent.parent / "DESIGN.md").read_text()
+    assert f"Layout `{LAYOUT}`" in design
+
+
+class Panels:
+    """Packed bytes read one number at a time, as DESIGN.md says where each lies."""
+
+    def __init__(self, stored: np.ndarray, scheme: Scheme, k: int) -> None:
+        self.scheme, self.group = scheme, scheme.group or -(-k // 32) * 32
+        self.scale_bytes = 2 if scheme.group else 4
+        self.head = 16 * self.scale_bytes + 32 * scheme.asym
+        self.groups = -(-k // self.group)
+        self.panels = [row.tobytes() for row in stored]
+        assert {len(p) for p in self.panels} == {self.groups * self._group_bytes()}
+
+    def _group_bytes(self) -> int:
+        return self.head + 16 * self.group * self.scheme.bits // 8
+
+    def q(self, r: int, c: int) -> int:
+        at, column = self._group(c) + self.head, c % self.group
+        step, column = divmod(column, 32)
+        if self.scheme.bits == 8:
+            at += step * 512 + column // 4 * 64 + r % 16 * 4 + column % 4
+            return int.from_bytes(self.panels[r // 16][at : at + 1], signed=True)
+        byte = self.panels[r // 16][at + step * 256 + column // 8 * 64 + r % 16 * 4 + column % 4]
+        return byte >> 4 if column % 8 >= 4 else byte & 15
+
+    def scale(self, r: int, c: int) -> np.float32:
+        at = self._group(c) + r % 16 * self.scale_bytes
+        return np.float32(np.frombuffer(self.panels[r // 16], f"<f{self.scale_bytes}", 1, at)[0])
+
+    def minimum(self, r: int, c: int) -> np.float32:
+        at = self._group(c) + 32 + r % 16 * 2
+        return np.float32(np.frombuffer(self.panels[r // 16], "<f2", 1, at)[0] if self.scheme.asym else 0)
+
+    def value(self, r: int, c: int) -> np.float32:
+        zero = 8 if self.scheme.bits == 4 and not self.scheme.asym else 0
+        return np.float32(self.q(r, c) - zero) * self.scale(r, c) + self.minimum(r, c)
+
+    def _group(self, c: int) -> int:
+        return c // self.group * self._group_bytes()
+
+
+@pytest.mark.parametrize("scheme", PACKED, ids=str)
+@given(m=st.integers(1, 40), k=st.integers(1, 150), seed=st.integers(0, 1 << 30))
+@settings(max_examples=8, deadline=None)
+def test_every_number_lies_where_the_layout_says_and_is_the_nearest(scheme, m, k, seed) -> None:
+    rows = matrix((m, k), seed)
+    stored = pack(rows, scheme)
+    assert (stored.dtype, ("U8", stored.shape)) == (np.uint8, stored_as((m, k), scheme))
+    assert stored.nbytes == stored_bytes((m, k), scheme)
+    panels, values = Panels(stored, scheme, k), unpack(stored, scheme, (m, k))
+    low, high = (-127, 127) if scheme.bits == 8 else (0, 15)
+    for r in range(m):
+        for c in range(k):
+            value, scale = panels.value(r, c), panels.scale(r, c)
+            assert values[r, c] == value
+            assert low <= panels.q(r, c) <= high
+            step = value - scale * panels.q(r, c)
+            ends = sorted((step + scale * low, step + scale * high))
+            nearest = abs(scale) / 2 if ends[0] <= rows[r, c] <= ends[1] else min(abs(rows[r, c] - e) for e in ends)
+            assert abs(rows[r, c] - value) <= nearest * 1.0001 + 1e-6 * np.abs(rows[r]).max()
+    zero = 8 if scheme.bits == 4 and not scheme.asym else 0
+    wide = panels.groups * panels.group
+    for r, c in [(r, c) for r in range(len(stored) * 16) for c in range(wide) if r >= m or c >= k][::7]:
+        assert panels.q(r, c) == zero
+        if r >= m:
+            assert panels.scale(r, c) == panels.minimum(r, c) == 0
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=str)
 @given(shape=SHAPES, seed=st.integers(0, 1 << 30), spread=st.sampled_from([1e-30, 1e-4, 1.0, 1000.0]))
-@settings(max_examples=40, deadline=None)
-def test_any_split_into_rows_gives_the_same_bytes(scheme, shape, seed, spread) -> None:
+@settings(max_examples=20, deadline=None)
+def test_any_split_into_panels_gives_the_same_bytes(scheme, shape, seed, spread) -> None:
     rows = matrix(shape, seed, spread)
-    declared = tensors(shape, scheme)
     whole = pack(rows, scheme)
-    assert {k: (v.dtype, v.shape) for k, v in whole.items()} == {
-        k: (np.dtype(STORED[d]), s) for k, (d, s) in declared.items()
-    }
-    assert sum(v.nbytes for v in whole.values()) == stored_bytes(shape, scheme)
-    cut = seed % shape[0] + 1
-    for suffix, array in whole.items():
-        parts = [
-            pack(rows[:cut], scheme)[suffix],
-            *([pack(rows[cut:], scheme)[suffix]] if rows[cut:].size else []),
-        ]
-        assert np.concatenate(parts).tobytes() == array.tobytes()
+    dtype, declared = stored_as(shape, scheme)
+    assert (whole.dtype, whole.shape) == (np.dtype(STORED[dtype]), declared)
+    assert whole.nbytes == stored_bytes(shape, scheme)
+    cut = seed % -(-shape[0] // PANEL) * PANEL
+    parts = [pack(part, scheme) for part in (rows[:cut], rows[cut:]) if part.size]
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
 
 
-@given(shape=SHAPES, seed=st.integers(0, 1 << 30))
-@settings(max_examples=50, deadline=None)
-def test_w8_is_the_nearest_integer(shape, seed) -> None:
-    rows = matrix(shape, seed)
-    packed = pack(rows, W8)
-    q, scale = packed[""].astype(np.float64), packed[".scale"].astype(np.float64)
-    assert np.abs(q).max() <= 127
-    np.testing.assert_allclose(scale, np.abs(rows).max(axis=1) / 127, rtol=1e-6)
-    assert (np.abs(rows - q * scale[:, None]) <= scale[:, None] * 0.5001).all()
-    np.testing.assert_array_equal(unpack(packed, W8, shape[1]), packed[""] * packed[".scale"][:, None])
-
-
-@pytest.mark.parametrize("scheme", W4, ids=str)
-@given(shape=SHAPES, seed=st.integers(0, 1 << 30))
-@settings(max_examples=40, deadline=None)
-def test_w4_is_the_nearest_point_of_its_grid(scheme, shape, seed) -> None:
-    rows, (m, k) = matrix(shape, seed), shape
-    packed = pack(rows, scheme)
-    scale = packed[".scale"].astype(np.float64)
-    for r in range(m):  # straight from the table: low nibble = even column, (nibble - 8) * scale[column // group]
-        for c in range(k):
-            byte = int(packed[""][r, c // 2])
-            nibble = byte >> 4 if c % 2 else byte & 15
-            s = scale[r, c // scheme.group]
-            value = (nibble - 8) * s
-            assert unpack(packed, scheme, k)[r, c] == np.float32(value)
-            nearest = min(abs(rows[r, c] - i * s) for i in range(-8, 8))
-            assert abs(rows[r, c] - value) <= nearest + 1e-6 * abs(rows[r, c])
-    if k % 2:
-        assert (packed[""][:, -1] >> 4 == 8).all()
+@pytest.mark.parametrize("scheme", PACKED, ids=str)
+def test_scales_are_the_rules_of_the_design(scheme) -> None:
+    rows = matrix((20, 200), 7) + np.float32(0.3)
+    panels = Panels(pack(rows, scheme), scheme, 200)
+    half = np.float16 if scheme.group else np.float32
+    for r in range(20):
+        for c in range(0, 200, panels.group):
+            group = rows[r, c : c + panels.group]
+            far = group[np.abs(group).argmax()]
+            minimum = np.float32(half(group.min()))
+            expected = (group.max() - minimum) / 15 if scheme.asym else far / -8 if scheme.bits == 4 else abs(far) / 127
+            assert panels.scale(r, c) == np.float32(half(expected))
+            assert panels.minimum(r, c) == (minimum if scheme.asym else 0)
 
 
 def test_halves_round_to_even() -> None:
     rows = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5]], np.float32)
-    assert pack(rows, W8)[""].tolist() == [[127, 0, 2, 2, 0, -2]]
+    for name in ("W8A16", "W8A8-g32"):
+        panels = Panels(pack(rows, SCHEMES[name]), SCHEMES[name], 6)
+        assert [panels.q(0, c) for c in range(6)] == [127, 0, 2, 2, 0, -2]
 
 
 def test_w4_uses_the_longer_side_for_the_extreme() -> None:
+    scheme = SCHEMES["W4A16-g32"]
     for sign in (1, -1):
         rows = sign * np.array([[8, 7, -7, 0] + [0] * 28], np.float32)
-        packed = pack(rows, SCHEMES["W4A16-g32"])
-        assert packed[".scale"].tolist() == [[-sign]]
-        assert unpack(packed, SCHEMES["W4A16-g32"], 32)[0, :4].tolist() == rows[0, :4].tolist()
+        stored = pack(rows, scheme)
+        assert Panels(stored, scheme, 32).scale(0, 0) == -sign
+        assert unpack(stored, scheme, (1, 32))[0, :4].tolist() == rows[0, :4].tolist()
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("spread", [1e-6, 1e-2, 100])
+def test_a_twin_holds_the_numbers_of_its_gguf_type(kind: str, spread: float) -> None:
+    quants = pytest.importorskip("gguf.quants")
+    kind_of = pytest.importorskip("gguf").GGMLQuantizationType[kind]
+    rows = (matrix((150, 96), 3) + np.float32(0.2)) * np.float32(spread)
+    theirs = quants.dequantize(quants.quantize(rows, kind_of), kind_of)
+    twin = SCHEMES[recipe.TWINS[kind]]
+    np.testing.assert_array_equal(unpack(pack(theirs, twin), twin, theirs.shape), theirs)
+
+
+def test_the_twins_hold_a_real_file(gguf: Path) -> None:
+    """Every matrix of SmolLM2-135M-Instruct.Q4_1.gguf, bit for bit."""
+    from eyespot.checkpoint import open_checkpoint
+
+    checkpoint, kinds = open_checkpoint(gguf), Counter[str]()
+    for name, info in checkpoint.tensors.items():
+        if len(info.shape) == 2:
+            kinds[info.dtype] += 1
+            twin, rows = SCHEMES[recipe.TWINS[info.dtype]], checkpoint.read(name, 0, min(512, info.shape[0]))
+            np.testing.assert_array_equal(unpack(pack(rows, twin), twin, rows.shape), rows, err_msg=name)
+    assert kinds == {"Q4_1": 210, "Q8_0": 1}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=str)
@@ -107,25 +192,27 @@ def test_w4_uses_the_longer_side_for_the_extreme() -> None:
 def test_nan_and_inf_are_refused(scheme, bad) -> None:
     rows = np.ones((3, 70), np.float32)
     rows[1, 66] = bad
-    with pytest.raises(EyespotError, match="not finite"):
+    with warnings.catch_warnings(), pytest.raises(EyespotError, match="not finite"):
+        warnings.simplefilter("error")
         pack(rows, scheme)
 
 
-@pytest.mark.parametrize(("name", "value"), [("f16", 70000.0), ("bf16", 3.4e38), ("W4A16-g32", 1e6)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("f16", 70000.0), ("bf16", 3.4e38), ("W4A16-g32", 1e6), ("W4A8-g32-asym", -1e5), ("W8A8-g64", 1e7)],
+)
 def test_overflow_is_refused(name, value) -> None:
     rows = np.full((2, 4), 1.0, np.float32)
     rows[0, 2] = value
     with pytest.raises(EyespotError, match="overflow"):
         pack(rows, parse(name))
-    assert pack(rows, W8)[".scale"][0] == np.float32(value / 127)
+    np.testing.assert_allclose(unpack(pack(rows, parse("W8A16")), parse("W8A16"), (2, 4))[0, 2], value, rtol=1e-6)
 
 
 def test_tiny_rows_become_zeros_not_nan() -> None:
     rows = np.full((2, 8), 1e-39, np.float32)
-    for scheme in SCHEMES.values():
-        if scheme.integer:
-            assert (unpack(pack(rows, scheme), scheme, 8) == 0).all()
-            assert np.isfinite(absmax_scale(rows, scheme)).all()
+    for scheme in PACKED:
+        assert (unpack(pack(rows, scheme), scheme, (2, 8)) == 0).all()
 
 
 def model() -> Program:
@@ -170,8 +257,37 @@ def test_default_schemes() -> None:
         "embed_tokens.weight": "bf16",
         "norm.weight": "f32",
         "layers.0.qkv_proj.weight": "W4A16-g64",
-        "lm_head.weight": "W4A16-g64",
+        "lm_head.weight": "W8A16-g32",
     }
+
+
+@pytest.mark.parametrize(
+    ("layers", "head"),
+    [("W4A8-g32-asym", "W8A8-g32"), ("W4A16-g128", "W8A16-g32"), ("W8A8", "W8A8"), ("f16", "f16"), ("f32", "f32")],
+)
+def test_the_head_of_a_4_bit_model_takes_8(layers: str, head: str) -> None:
+    rules = recipe.default_rules(parse(layers), parse("W8A8"), parse("bf16"))
+    assigned = recipe.assign(model(), rules).weights
+    assert (assigned["layers.0.qkv_proj.weight"].scheme, assigned["lm_head.weight"].scheme) == (layers, head)
+    first = recipe.parse_rule("lm_head=W4A8-g64")
+    assert recipe.assign(model(), [first, *rules]).weights["lm_head.weight"].scheme == "W4A8-g64"
+
+
+def test_twin_rules_go_by_what_the_file_has() -> None:
+    stored = dict.fromkeys(("layers.0.q_proj.weight", "layers.0.k_proj.weight", "layers.0.v_proj.weight"), "Q4_1")
+    stored["embed_tokens.weight"] = "Q8_0"
+
+    def chosen() -> tuple[str, str, list[str]]:
+        rules, told = recipe.twin_rules(model(), stored.__getitem__)
+        assigned = recipe.assign(model(), [*rules, *DEFAULTS]).weights
+        assert assigned["eye.weight"].scheme == "W8A8"  # no GGUF file has it
+        return assigned["layers.0.qkv_proj.weight"].scheme, assigned["lm_head.weight"].scheme, told
+
+    assert chosen() == ("W4A8-g32-asym", "W8A8-g32", [])
+    stored["layers.0.v_proj.weight"] = "Q6_K"
+    assert chosen() == ("W8A8-g32", "W8A8-g32", ["1 weights of Q4_1 and Q6_K have no exact twin: W8A8-g32"])
+    stored.update(dict.fromkeys(stored, "F16"))
+    assert chosen() == ("f16", "f16", [])
 
 
 def test_the_first_match_wins_and_sources_match_too() -> None:
@@ -268,6 +384,7 @@ def test_measure_against_itself_and_against_a_rounded_self(picture) -> None:
     found, expected, got = report.measure(program, w.__getitem__, Peer(program, w.__getitem__), [1, 2, 3], picture)
     assert found["min_cosine"] == pytest.approx(1)
     assert found["tokens"] == 3 + picture
+    assert set(found) == {"tokens", "blocks", "min_cosine", "worst"}
     phases = [(r["phase"], r["block"]) for r in found["blocks"]]
     text = ["embed_tokens", "layer_00", "post"]
     assert phases == [("encode", "vision.embeddings")] * picture + [(p, b) for p in ("prefill", "decode") for b in text]
@@ -276,6 +393,25 @@ def test_measure_against_itself_and_against_a_rounded_self(picture) -> None:
     worse, *_ = report.measure(program, w.__getitem__, Peer(program, rough.__getitem__), [1, 2, 3], picture)
     assert worse["min_cosine"] < 0.999
     assert all(row["relative_error"] > 0 for row in worse["blocks"])
+
+
+def test_the_block_where_the_error_grows_is_named_and_found() -> None:
+    """Later blocks only pass the error on; the pattern puts a finer scheme on that block's weights and no other's."""
+    program = toy(3)
+    w = weights(program)
+    rough = w | {"model.layers.1.qkv_proj.weight": np.round(w["model.layers.1.qkv_proj.weight"])}
+    found, *_ = report.measure(program, w.__getitem__, Peer(program, rough.__getitem__), [1, 2, 3], False)
+    assert found["worst"][0]["block"] == "layer_01"
+    assert found["worst"][0]["pattern"] == "^layer_01/"
+    program = model()
+    w = weights(program)
+    rough = w | {"eye.weight": np.round(w["eye.weight"])}
+    found, *_ = report.measure(program, w.__getitem__, Peer(program, rough.__getitem__), [1, 2, 3], True)
+    eye = next(row for row in found["worst"] if row["block"] == "vision.embeddings")
+    assert eye == {"phase": "encode", "block": "vision.embeddings", "pattern": r"^vision/eye\."}
+    finer = recipe.parse_rule(f"{eye['pattern']}=f16")
+    assigned = recipe.assign(program, [finer, *DEFAULTS]).weights.values()
+    assert [x.name for x in assigned if x.scheme == "f16"] == ["eye.weight"]
 
 
 def test_a_reference_that_overflows_passes_no_gate() -> None:

@@ -166,7 +166,7 @@ def show_report(report: Mapping[str, Any]) -> None:
     print(f"lowest cosine {report['min_cosine']:.6f}")
     if worst := report.get("worst", []):
         blocks = ", ".join(f"{row['block']} ({row['phase']})" for row in worst)
-        line(f"most error enters at {blocks}", sys.stdout)
+        line(f"the error grows most at {blocks}", sys.stdout)
         line(f"a finer scheme for such a block: --tensor-scheme '{worst[0]['pattern']}=f16'", sys.stdout)
     if (best := report.get("next_token")) is not None:
         pairs = [

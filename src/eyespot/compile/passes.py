@@ -188,7 +188,7 @@ def check(job: Job) -> None:
             f"{worst['phase']}, block '{worst['block']}' is too far from float32",
             found=f"cosine {worst['cosine']:.6f}",
             expected=f"at least {o.min_cosine}",
-            cause=f"most error enters at {first['block']}: --tensor-scheme '{first['pattern']}=f16' keeps it finer",
+            cause=f"the error grows most at {first['block']}: --tensor-scheme '{first['pattern']}=f16' keeps it finer",
         )
     _manifest(job)
 

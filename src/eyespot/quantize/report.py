@@ -86,18 +86,20 @@ def measure(
 
 
 def _worst(program: Program, rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """The blocks at which most error enters, worst first, and what finds their weights in a tensor scheme.
+    """The blocks at which the error grows most, worst first, and what finds their weights in a tensor scheme.
 
     A block passes on the error it was given, so what counts is by how much the square of the relative error grows.
     """
-    entered: dict[tuple[str, str], tuple[float, str]] = {}
-    for before, row in zip([None, *rows], rows, strict=False):
-        first = before is None or before["phase"] != row["phase"]
-        growth = row["relative_error"] ** 2 - (0 if first or before is None else before["relative_error"] ** 2)
-        at = row["graph"], row["block"]
-        entered[at] = max(entered.get(at, (-math.inf, "")), (growth, row["phase"]))
-    order = sorted(entered, key=lambda at: -entered[at][0])[:WORST]
-    return [{"phase": entered[at][1], "block": at[1], "pattern": _pattern(program, *at)} for at in order]
+    grows: dict[tuple[str, str], tuple[float, str]] = {}
+    given, phase = 0.0, ""
+    for row in rows:
+        if row["phase"] != phase and row["phase"] == "decode":  # anew from a token; a prefill goes on from the features
+            given = 0.0
+        phase, error, at = row["phase"], row["relative_error"] ** 2, (row["graph"], row["block"])
+        grows[at] = max(grows.get(at, (-math.inf, "")), (error - given, phase))
+        given = error
+    order = sorted(grows, key=lambda at: -grows[at][0])[:WORST]
+    return [{"phase": grows[at][1], "block": at[1], "pattern": _pattern(program, *at)} for at in order]
 
 
 def _pattern(program: Program, graph: str, name: str) -> str:
