@@ -417,7 +417,7 @@ def test_ctrl_c_while_a_picture_is_read(typed: Callable[[list[str]], str], monke
     def pressed(path: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eyespot.run.images.load", pressed)
+    monkeypatch.setattr("eyespot.images.load", pressed)
     shown = typed(["hello", "/image cat.png", "/history"])
     assert "/quit or Ctrl-D leaves" in shown
     assert shown.index("Ctrl-D leaves") < shown.index("user: hello")

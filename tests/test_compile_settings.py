@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import models
+from eyespot import images
 from eyespot.bundle import open_bundle
 from eyespot.checkpoint import open_checkpoint
 from eyespot.compile import Options, compile_model
 from eyespot.errors import EyespotError
-from eyespot.run import images
 from eyespot.run.processor import load_processor
 from test_processor import noise
 

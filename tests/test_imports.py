@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "eyespot"
-GROUND = {"errors", "limits", "tensorfile"}
+GROUND = {"errors", "limits", "tensorfile", "images", "tiling"}
 ALLOWED = {
     "errors": set(),
     "limits": set(),
     "tensorfile": {"errors", "limits"},
+    "images": {"errors", "limits"},
+    "tiling": set(),
     "checkpoint": GROUND,
     "program": GROUND,
     "families": GROUND | {"program"},

@@ -19,12 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import models
-from eyespot import limits
+from eyespot import images, limits, tiling
 from eyespot.bundle.read import Bundle, File, Outline
 from eyespot.bundle.settings import ImageRule, SamplingDefaults, Settings
 from eyespot.errors import EyespotError, UsageError
 from eyespot.program import Info
-from eyespot.run import images, tiling
 from eyespot.run.processor import Processor, load_processor
 from eyespot.run.template import Template
 from eyespot.run.tokenizer import Detokenizer, Tokenizer

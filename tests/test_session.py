@@ -439,7 +439,7 @@ def test_a_broken_template_leaves_raw_text(tmp_path: Path) -> None:
 
 
 def test_features_are_forgotten_by_size() -> None:
-    from eyespot.run import images, tiling
+    from eyespot import images, tiling
 
     pictures = [images.load(noise(8, 8, seed)) for seed in range(3)]
     cut = tiling.Tiling(1, 1, 8, False)

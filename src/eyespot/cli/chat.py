@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eyespot.cli import options as o
 
 if TYPE_CHECKING:
-    from eyespot.run.images import Picture
+    from eyespot.images import Picture
     from eyespot.run.model import Options
     from eyespot.run.session import Session
 
@@ -139,7 +139,7 @@ class Chat:
     def image(self, path: str) -> None:
         """Reads a picture now, so that a wrong path is told now, and keeps it for the next message."""
         from eyespot.errors import UsageError
-        from eyespot.run.images import load
+        from eyespot.images import load
 
         try:
             names = shlex.split(path)  # as a terminal pastes a dragged file: quoted

@@ -26,7 +26,7 @@ from eyespot.run.sequence import Sequence as Cache
 from eyespot.run.tokenizer import Detokenizer
 
 if TYPE_CHECKING:
-    from eyespot.run.images import Source
+    from eyespot.images import Source
     from eyespot.run.session import Session
 
 Messages = str | Sequence[Mapping[str, Any]]

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from eyespot import limits
+from eyespot import images, limits, tiling
 from eyespot.bundle.read import Bundle
 from eyespot.errors import EyespotError, UsageError
-from eyespot.run import images, tiling
+from eyespot.images import Picture
 from eyespot.run.arguments import whole
-from eyespot.run.images import Picture
-from eyespot.run.tiling import Tiling
 from eyespot.tensorfile import read_json
+from eyespot.tiling import Tiling
 
 if TYPE_CHECKING:
-    from eyespot.run.images import Source
+    from eyespot.images import Source
     from eyespot.run.template import Template
     from eyespot.run.tokenizer import Tokenizer
 

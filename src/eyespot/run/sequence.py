@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from eyespot.images import Picture
 from eyespot.run.answer import ImageUse
-from eyespot.run.images import Picture
 from eyespot.run.processor import Placed, Prompt
-from eyespot.run.tiling import Tiling
+from eyespot.tiling import Tiling
 
 F32 = npt.NDArray[np.float32]
 FEATURE_BYTES = 128 << 20  # ten pictures of 13 tiles for a language model of width 896

@@ -15,7 +15,7 @@ from eyespot.run.model import Model, Options, Stream
 from eyespot.run.processor import Message, Prompt
 
 if TYPE_CHECKING:
-    from eyespot.run.images import Source
+    from eyespot.images import Source
 
 
 class Session:

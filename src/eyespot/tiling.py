@@ -1,6 +1,6 @@
 """InternVL's dynamic tiling as pure functions: the size of a picture decides how many tiles of which grid it becomes.
 
-Source: dynamic_preprocess of the InternVL model cards. Knows sizes only, no pixels.
+Source: dynamic_preprocess of the InternVL model cards. Ground floor: knows sizes only, no pixels.
 """
 
 from __future__ import annotations

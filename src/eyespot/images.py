@@ -1,6 +1,6 @@
 """Pictures from paths, bytes or PIL, read as hostile input, into upright RGB with a content hash.
 
-Knows no model: how a picture is cut into tiles stands in tiling.py, what its pixels become in processor.py.
+Ground floor: knows no model. How a picture is cut into tiles stands in tiling.py; what its pixels become is for others.
 """
 
 from __future__ import annotations
