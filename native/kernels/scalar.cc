@@ -72,11 +72,9 @@ int32_t quantize_group(const float* x, int64_t n, int8_t* q, float& scale) {
   }
   const float top = float_of_bits(largest);
   scale = largest >= 0x7F800000 ? NAN : top < 1e-30f ? 0.0f : top / 127.0f;
-  std::memset(q, 0, static_cast<size_t>(n));
+  const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
   int32_t sum = 0;
-  if (!(scale > 0)) return sum;
-  const float inverse = 1.0f / scale;
-  for (int64_t i = 0; i < n; ++i) sum += q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+  for (int64_t i = 0; i < n; ++i) sum += q[i] = scale > 0 ? static_cast<int8_t>(std::nearbyint(x[i] * inverse)) : 0;
   return sum;
 }
 
