@@ -61,15 +61,31 @@ def load(source: Source) -> Picture:
     """
     if isinstance(source, Picture):
         return source
+    return _finish(*_opened(source))
+
+
+def size(source: Source) -> tuple[int, int]:
+    """Width and height in pixels of the upright picture, by its header alone. Fails as `load` does, but for pixels."""
+    if isinstance(source, Picture):
+        return source.width, source.height
+    image, name = _opened(source)
+    _check_size(*image.size, name)
+    width, height = image.size
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def _opened(source: str | Path | bytes | Image) -> tuple[Image, str]:
+    """The picture, not yet decoded, and its name."""
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(bytes(source[: limits.IMAGE_FILE_BYTES + 1]), "picture")
+        return _header(bytes(source[: limits.IMAGE_FILE_BYTES + 1]), "picture"), "picture"
     if isinstance(source, str | os.PathLike):
-        return _decode(_read(Path(source)), one_line(Path(source).name))
+        name = one_line(Path(source).name)
+        return _header(_read(Path(source)), name), name
     if not (hasattr(source, "getexif") and hasattr(source, "convert")):
         raise UsageError(
             "a picture has the wrong type", found=type(source).__name__, expected="a path, bytes or a PIL image"
         )
-    return _finish(source, "picture")
+    return source, "picture"
 
 
 def _read(path: Path) -> bytes:
@@ -156,7 +172,8 @@ def _check_size(width: int, height: int, name: str) -> None:
         )
 
 
-def _decode(data: bytes, name: str) -> Picture:
+def _header(data: bytes, name: str) -> Image:
+    """The picture in `data`, its header read and its pixels not yet."""
     if len(data) > limits.IMAGE_FILE_BYTES:
         raise EyespotError(
             f"{name}: the picture file is too large", expected=f"at most {limits.IMAGE_FILE_BYTES >> 20} MiB"
@@ -171,20 +188,24 @@ def _decode(data: bytes, name: str) -> Picture:
     if reader is _webp:
         _check_size(*_webp_size(data[:32]), name)
     try:
-        image = reader()(io.BytesIO(data))  # reads the header only
+        image: Image = reader()(io.BytesIO(data))
     except Exception as error:  # each reader has its own kinds of complaint
         raise EyespotError(f"{name}: the picture cannot be read ({error})", cause="the file is corrupted") from None
-    return _finish(image, name)
+    return image
+
+
+def _orientation(image: Image) -> int:
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block leaves a whole picture
+        return 1
 
 
 def _finish(image: Image, name: str) -> Picture:
     from PIL import Image as pil
 
     _check_size(*image.size, name)
-    try:
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # a broken EXIF block leaves a whole picture
-        orientation = 1
+    orientation = _orientation(image)
     try:
         if image.mode == "I" or image.mode.startswith("I;16"):
             image = image.convert("I").point(lambda v: v * (1 / 256)).convert("L")

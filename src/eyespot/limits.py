@@ -39,3 +39,9 @@ IMAGES = 256
 TEMPLATE_CHARS = 256 * KIB
 PROMPT_CHARS = 16 * MIB
 TEMPLATE_STEPS = 1_000_000  # items that all range() calls of one rendering may yield together
+
+# Training data.
+RECORD_BYTES = 4 * MIB  # one line, or one element of a JSON array; pictures are files of their own
+RECORDS = 100_000_000  # of a set: the index takes 24 bytes each
+SHARD_FILES = 100_000
+VIDEO_FRAMES = 100_000

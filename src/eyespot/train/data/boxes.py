@@ -15,7 +15,8 @@ Size = tuple[int, int]  # width, height in pixels
 
 SCALE = 1000
 BOX = re.compile(r"<box>(.*?)(</box>|$)", re.DOTALL)
-NUMBERS = re.compile(r"\[\s*(?:\[\s*-?\d{1,9}(?:\s*,\s*-?\d{1,9}){3}\s*\]\s*,?\s*)+\]")
+ONE = r"\[\s*-?\d{1,9}(?:\s*,\s*-?\d{1,9}){3}\s*\]"
+LIST = re.compile(rf"\[\s*{ONE}(?:\s*,\s*{ONE})*\s*\]")
 FOUR = re.compile(r"-?\d+")
 
 
@@ -56,7 +57,7 @@ def find(text: str) -> tuple[list[tuple[int, int, int, int]], list[str]]:
     found: list[tuple[int, int, int, int]] = []
     faults: list[str] = []
     for match in BOX.finditer(text):
-        if not match[2] or not NUMBERS.fullmatch(match[1].strip()):
+        if not match[2] or not LIST.fullmatch(match[1].strip()):
             faults.append(f"malformed box {one_line(match[0], 80)!r}, expected <box>[[x1,y1,x2,y2]]</box>")
             continue
         numbers = [int(n) for n in FOUR.findall(match[1])]

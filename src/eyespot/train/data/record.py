@@ -43,10 +43,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A directory of frames, or an animated GIF, PNG or WebP. clip: its [start, end) as frame numbers; None: all."""
+    """A directory of frames, or an animated GIF or WebP. clip: the part that is meant, in seconds; None: all."""
 
     path: Path
-    clip: tuple[int, int] | None = None
+    clip: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,14 @@ class BadRecord(EyespotError):
 def dialogue(question: str, answer: str) -> tuple[Turn, Turn]:
     """One question and its answer."""
     return Turn("user", question), Turn("assistant", answer)
+
+
+def marked(turns: Sequence[Turn], mark: str, count: int) -> tuple[Turn, ...]:
+    """The turns with `count` marks, a line each, before the first question, where no turn has one."""
+    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None or any(mark in turn.text for turn in turns):
+        return tuple(turns)
+    return (*turns[:first], Turn("user", f"{mark}\n" * count + turns[first].text), *turns[first + 1 :])
 
 
 def faults(record: Record) -> list[str]:
