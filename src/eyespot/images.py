@@ -68,10 +68,16 @@ def size(source: Source) -> tuple[int, int]:
     """Width and height in pixels of the upright picture, by its header alone. Fails as `load` does, but for pixels."""
     if isinstance(source, Picture):
         return source.width, source.height
-    image, name = _opened(source)
-    _check_size(*image.size, name)
+    image = opened(source)
     width, height = image.size
     return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def opened(source: str | Path | bytes | Image) -> Image:
+    """The picture as PIL has it, its header read and checked and no pixel yet: for the frames of an animation."""
+    image, name = _opened(source)
+    _check_size(*image.size, name)
+    return image
 
 
 def _opened(source: str | Path | bytes | Image) -> tuple[Image, str]:

@@ -27,6 +27,7 @@ OPS = 65_536
 INPUTS = 8  # of a graph; text has three
 ARENA_BYTES = 64 * GIB
 THREADS = 256
+TOP = 1_024  # best logits that one call gives
 
 # Images.
 IMAGE_FILE_BYTES = 20 * MIB
@@ -44,4 +45,5 @@ TEMPLATE_STEPS = 1_000_000  # items that all range() calls of one rendering may 
 RECORD_BYTES = 4 * MIB  # one line, or one element of a JSON array; pictures are files of their own
 RECORDS = 100_000_000  # of a set: the index takes 24 bytes each
 SHARD_FILES = 100_000
-VIDEO_FRAMES = 100_000
+VIDEO_FRAMES = 10_000
+VIDEO_PIXELS = 4_000_000_000  # of all frames of an animation

@@ -1,0 +1,143 @@
+"""A record as the model is trained on it: token ids, the labels among them, and how each picture is cut into tiles.
+
+Knows the conversation templates of families/internvl.py that need no begin token; makes no pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from eyespot import families, images, tiling
+from eyespot.checkpoint import open_checkpoint
+from eyespot.errors import EyespotError, UnsupportedModel
+from eyespot.families.internvl import CONTEXT_TOKEN, CONVERSATIONS, Conversation
+from eyespot.tensorfile import parse_json, read_bytes
+from eyespot.tiling import Tiling
+from eyespot.train.data.record import IMAGE, BadRecord, Record
+
+IGNORE = -100  # label of a token that is not learned, as torch's cross entropy has it
+BEFORE, AFTER = "<img>", "</img>"
+ROLE = "{{ message['role'] }}"  # in a Conversation's `turn`
+PLAIN = Conversation("", end="<|im_end|>\n")  # transformers' own template: no system prompt of its own
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRule:
+    """InternVL's tiling. size: pixels a side of a tile."""
+
+    size: int = 448
+    tokens_per_tile: int = 256
+    min_tiles: int = 1
+    max_tiles: int = 12
+    thumbnail: bool = True
+
+    def cut(self, record: Record) -> tuple[Tiling, ...]:
+        """How each picture is cut: all of them share max_tiles, as in InternVL's training. Reads pictures' headers."""
+        most = record.max_dynamic_patch or self.max_tiles
+        each = max(1, most // max(1, len(record.images)))
+        sizes = record.sizes or [images.size(picture) for picture in record.images]
+        least = min(self.min_tiles, each)
+        return tuple(tiling.tile(*size, self.size, least, each, self.thumbnail) for size in sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """ids [n], labels [n]: the answers' tokens with their end, IGNORE elsewhere. tiles: of each picture, in order.
+
+    image_tokens: those of `ids` that stand for tiles.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    tiles: tuple[Tiling, ...]
+    image_tokens: int
+
+
+class Encoder:
+    """Turns records into tokens. EyespotError when the tokenizer lacks the marks of the template or of a picture."""
+
+    def __init__(self, tokenizer: Tokenizer, rule: ImageRule, conversation: Conversation = PLAIN) -> None:
+        if conversation.begin:
+            raise UnsupportedModel("conversation templates with a begin token are not trained here")
+        self.tokenizer, self.rule, self.conversation = tokenizer, rule, conversation
+        self.end = conversation.end.rstrip("\n")  # learned with the answer; the line break after it is not
+        marks = (BEFORE, CONTEXT_TOKEN, AFTER, self.end)
+        if missing := [mark for mark in marks if tokenizer.token_to_id(mark) is None]:
+            raise EyespotError("the tokenizer lacks tokens", found=", ".join(missing), expected=" ".join(marks))
+        self.context = tokenizer.token_to_id(CONTEXT_TOKEN)
+        self.control = (CONTEXT_TOKEN, self.end, conversation.system_turn.partition("system")[0])
+
+    def encode(self, record: Record) -> Encoded:
+        """The record in tokens. Its clips must be frames by now. BadRecord when its text holds control tokens."""
+        if record.videos:
+            raise BadRecord(record.place, ["a clip, expected its frames"])
+        written = "".join(turn.text for turn in record.turns)
+        if held := [mark for mark in self.control if mark in written]:
+            raise BadRecord(record.place, [f"the text holds the control token {mark}" for mark in held])
+        tiles = self.rule.cut(record)
+        widths = iter(cut.tiles * self.rule.tokens_per_tile for cut in tiles)
+        ids: list[int] = []
+        labels: list[int] = []
+
+        def add(text: str, learned: bool) -> None:
+            pictures = text.replace(IMAGE, BEFORE + CONTEXT_TOKEN + AFTER)
+            for i in self.tokenizer.encode(pictures, add_special_tokens=False).ids:
+                run = next(widths) if i == self.context else 1
+                ids.extend([i] * run)
+                labels.extend([i if learned else IGNORE] * run)
+
+        c, prompt = self.conversation, ""
+        if c.system and record.turns[0].role != "system":
+            prompt = c.system_turn + c.system + c.end
+        for turn in record.turns:
+            if turn.role == "assistant":  # its header ends a prompt: what follows is cut into tokens by itself
+                add(prompt + c.assistant, learned=False)
+                add(turn.text + self.end, learned=True)
+                prompt = c.end.removeprefix(self.end)
+            else:
+                opening = c.system_turn if turn.role == "system" else c.turn.replace(ROLE, turn.role)
+                prompt += opening + turn.text + c.end
+        if prompt:
+            add(prompt, learned=False)
+        return Encoded(ids, labels, tiles, ids.count(self.context))
+
+
+def open_encoder(path: Path, max_tiles: int | None = None) -> Encoder:
+    """The encoder of a tokenizer.json, with InternVL's image rule and a plain template, or of a checkpoint, with its
+    own. max_tiles: of a sample's pictures together, when not the model's."""
+    if path.is_dir():
+        checkpoint = open_checkpoint(path)
+        if "tokenizer.json" not in checkpoint.files:
+            raise EyespotError(f"{path}: the checkpoint has no tokenizer")
+        data, config = checkpoint.files["tokenizer.json"], checkpoint.config
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        processor = checkpoint.files.get("preprocessor_config.json")
+        raw = parse_json(processor, "preprocessor_config.json") if processor else {}
+        built = families.build(config, shapes, image_processor=raw if isinstance(raw, dict) else {})
+        rule, conversation = _rule(built.image), _conversation(config)
+    else:
+        data, rule, conversation = read_bytes(path), ImageRule(), PLAIN
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises bare Exception
+        raise EyespotError(f"{path}: not a tokenizer", found=error) from None
+    return Encoder(tokenizer, rule if max_tiles is None else replace(rule, max_tiles=max_tiles), conversation)
+
+
+def _rule(image: Mapping[str, Any] | None) -> ImageRule:
+    if image is None:
+        return ImageRule()
+    names = ("size", "tokens_per_tile", "min_tiles", "max_tiles", "thumbnail")
+    return ImageRule(**{name: image[name] for name in names})
+
+
+def _conversation(config: Mapping[str, Any]) -> Conversation:
+    """InternVL's files name one of its templates; transformers' have the plain one."""
+    found = CONVERSATIONS.get(config.get("template", ""))
+    system = config.get("system_message")
+    return PLAIN if found is None else replace(found, system=system) if isinstance(system, str) else found

@@ -1,0 +1,74 @@
+"""Sets written as InternVL's jsonl, pictures that are no files beside it; every file whole or not there at all.
+
+Knows one format to write; the readers know the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from eyespot import images
+from eyespot.train.data import internvl
+from eyespot.train.data.record import Record
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from eyespot.images import Source
+
+JPEG_QUALITY = 95
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file that gets its name when it is whole and on the disk; none is left behind by a failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+
+def write_jsonl(records: Iterable[Record], out: Path) -> int:
+    """Writes records to `out`, and to `NAME_images/` beside it those pictures that are not files. Returns their number.
+
+    Paths are relative to the directory of `out`, so that the two can be moved together with what they point to.
+    """
+    count = 0
+    with atomic(out) as file:
+        for record in records:
+            pictures = [_place(picture, out, count, number) for number, picture in enumerate(record.images)]
+            row = internvl.row(record, pictures, [_relative(video.path, out) for video in record.videos])
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            count += 1
+    return count
+
+
+def save_jpeg(image: Image, path: Path) -> None:
+    """Writes an RGB picture."""
+    with atomic(path) as file:
+        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+
+def _place(picture: Source, out: Path, count: int, number: int) -> str:
+    """The path of a picture as the row names it; one that is no file yet is written."""
+    if isinstance(picture, str | os.PathLike):
+        return _relative(Path(picture), out)
+    path = out.parent / f"{out.stem}_images" / f"{count // 1000:05}" / f"{count % 1000:03}_{number}.jpg"
+    save_jpeg(images.load(picture).image, path)
+    return path.relative_to(out.parent).as_posix()
+
+
+def _relative(path: Path, out: Path) -> str:
+    return Path(os.path.relpath(path, out.parent)).as_posix()
