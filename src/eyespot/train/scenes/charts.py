@@ -1,0 +1,102 @@
+"""Simple bar charts: values, the tallest and the shortest bar, how many, of which colour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from PIL import Image, ImageDraw
+
+from eyespot.train.scenes import canvas, glyphs, questions, split, vocabulary
+from eyespot.train.scenes.glyphs import RGB, distance
+from eyespot.train.scenes.questions import ask
+from eyespot.train.scenes.scene import Question
+
+MOST = 10  # the axis ends here
+LABELS = ("A", "B", "C", "D", "E", "F", "K", "M", "N", "P", "R", "T", "X", "Y")
+LABEL = 0.075  # of the side: em of the labels, 12 pixels of 160
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    label: str
+    value: int
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    image: Image.Image
+    bars: tuple[Bar, ...]
+
+
+Maker = Callable[[Random, Chart], Question | None]
+
+
+def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, bool]:
+    """A chart, its layout key (number of bars, frame, heights), and False: a chart is never novel."""
+    while True:
+        count = rng.randint(2, 5)
+        left, top, bottom = rng.uniform(0.14, 0.2), rng.uniform(0.1, 0.2), rng.uniform(0.82, 0.88)
+        values = [rng.randint(1, MOST) for _ in range(count)]
+        key = split.layout_key([[(left, top, bottom)], [(v / 16,) for v in values]])
+        if split.layout_fits(which, key):
+            break
+    ground: RGB = canvas.near(rng, rng.choice(((245, 245, 245), (235, 240, 250), (250, 245, 230), (35, 38, 45))), 5)
+    dark = (20, 20, 20) if sum(ground) > 380 else (240, 240, 240)
+    image = Image.new("RGB", (side, side), ground)
+    pen = ImageDraw.Draw(image)
+    x0, y0, y1, x1 = round(left * side), round(top * side), round(bottom * side), round(0.97 * side)
+    small = glyphs.font(glyphs.LABEL_FONT, max(9, round(LABEL * side)))
+    unit, printed = (y1 - y0) / MOST, rng.random() < 0.65
+    step = 2 if not printed else 5
+    for tick in range(0, MOST + 1, step):
+        y = round(y1 - tick * unit)
+        faint = tuple(round(0.8 * g + 0.2 * d) for g, d in zip(ground, dark, strict=True))
+        pen.line((x0, y, x1, y), fill=dark if tick == 0 else faint)
+        pen.text((x0 - 3, y), str(tick), font=small, fill=dark, anchor="rm")
+    pen.line((x0, y0, x0, y1), fill=dark)
+    room = (x1 - x0) / count
+    labels, bars = rng.sample(LABELS, count), []
+    named = [n for n, c in vocabulary.COLOURS.items() if distance(c, ground) >= 110]
+    shades = rng.sample(named, count) if rng.random() < 0.6 else [rng.choice(named)] * count
+    for i, (label, value, shade) in enumerate(zip(labels, values, shades, strict=True)):
+        middle, half = x0 + room * (i + 0.5), room * 0.33
+        box = (round(middle - half), round(y1 - value * unit), round(middle + half), y1)
+        pen.rectangle(box, fill=canvas.near(rng, vocabulary.COLOURS[shade], vocabulary.STRAY))
+        pen.text((middle, y1 + 3), label, font=small, fill=dark, anchor="mt")
+        if printed:
+            pen.text((middle, box[1] - 2), str(value), font=small, fill=dark, anchor="mb")
+        bars.append(Bar(label, value, shade))
+    return Chart(image, tuple(bars)), key, False
+
+
+def value(rng: Random, chart: Chart) -> Question | None:
+    """Of a bar, or which bar it is: the largest, the smallest, the larger of two."""
+    order = sorted(chart.bars, key=lambda bar: bar.value)
+    forms: list[tuple[str, str, dict[str, str]]] = []
+    bar = rng.choice(chart.bars)
+    forms += 3 * [("bar", str(bar.value), {"a": bar.label})]
+    forms.append(("largest value", str(order[-1].value), {}))
+    if order[-1].value > order[-2].value:
+        forms.append(("tallest", order[-1].label, {}))
+    if order[0].value < order[1].value:
+        forms.append(("shortest", order[0].label, {}))
+    a, b = rng.sample(chart.bars, 2)
+    if a.value != b.value:
+        forms.append(("more bar", (a if a.value > b.value else b).label, {"a": a.label, "b": b.label}))
+    wording, answer, words = rng.choice(forms)
+    return ask(rng, "chart", wording, answer, **words)
+
+
+def count(rng: Random, chart: Chart) -> Question | None:
+    return ask(rng, "count", "count bars", *questions.number(len(chart.bars)))
+
+
+def colour(rng: Random, chart: Chart) -> Question | None:
+    bar = rng.choice(chart.bars)
+    return ask(rng, "colour", "colour", bar.colour, vocabulary.SPELLINGS.get(bar.colour, ()), a=f"bar {bar.label}")
+
+
+MAKERS: dict[str, Maker] = {"chart": value, "count": count, "colour": colour}

@@ -1,0 +1,123 @@
+"""The seeded stream of scenes: sample i of a seed and a split is always the same, whatever came before it.
+
+Knows which kind of picture serves which task; the kinds know how they are drawn and asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from PIL import Image
+
+from eyespot.errors import UsageError
+from eyespot.train.data.record import Record
+from eyespot.train.scenes import canvas, charts, objects, sequences, texts
+from eyespot.train.scenes.scene import Question, Scene
+from eyespot.train.scenes.split import SPLITS
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """draw(rng, split, side, task) -> (view, layout key, novel). makers: task -> question about a view, or None."""
+
+    draw: Callable[[Random, str, int, str], tuple[Any, str, bool]]
+    makers: Mapping[str, Callable[[Random, Any], Question | None]]
+    pictures: Callable[[Any], tuple[Image.Image, ...]]
+    frames: bool = False
+
+
+KINDS = {
+    "objects": Kind(objects.draw, objects.MAKERS, lambda view: (view.image,)),
+    "text": Kind(texts.draw, texts.MAKERS, lambda page: (page.image,)),
+    "chart": Kind(charts.draw, charts.MAKERS, lambda chart: (chart.image,)),
+    "pair": Kind(sequences.draw_pair, sequences.PAIR_MAKERS, lambda pair: pair.images),
+    "clip": Kind(sequences.draw_clip, sequences.CLIP_MAKERS, lambda clip: clip.images, frames=True),
+}
+
+# task -> the kinds of picture that serve it; a kind named twice comes twice as often.
+TASKS = {
+    "describe": ("objects", "objects", "text"),
+    "name": ("objects",),
+    "count": ("objects", "objects", "objects", "chart"),
+    "colour": ("objects", "objects", "text", "chart"),
+    "position": ("objects", "objects", "objects", "text"),
+    "read": ("text",),
+    "chart": ("chart",),
+    "find": ("objects", "objects", "text"),
+    "region": ("objects",),
+    "choice": ("objects",),
+    "compare": ("pair",),
+    "motion": ("clip",),
+}
+
+
+class Scenes:
+    """An endless sequence: scenes[i] for any i >= 0, each a pure function of (seed, split, i) and the settings here.
+
+    split: "train", "validation" or "test"; see split.py. questions: most about one scene; the first is of the task
+    that i was drawn for, the others are what else can be asked about the picture. tasks: weights; absent ones are
+    never drawn, though they may come as further questions. sides: of the pictures, in pixels.
+    Errors: UsageError for an unknown split or task.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        split: str = "train",
+        questions: int = 4,
+        tasks: Mapping[str, float] | None = None,
+        sides: tuple[int, ...] = canvas.SIDES,
+    ) -> None:
+        if split not in SPLITS:
+            raise UsageError("unknown split", found=split, expected=", ".join(SPLITS))
+        weights = dict.fromkeys(TASKS, 1.0) if tasks is None else dict(tasks)
+        if unknown := sorted(set(weights) - set(TASKS)):
+            raise UsageError("unknown task", found=unknown[0], expected=", ".join(TASKS))
+        if not weights or min(weights.values()) < 0 or not sum(weights.values()):
+            raise UsageError("no task is drawn", expected="weights of at least 0, one above")
+        if questions < 1 or not sides or min(sides) < 64 or max(sides) > 1024:
+            raise UsageError("scenes need questions and a size", expected="1 question or more, 64 to 1024 pixels")
+        self.seed, self.split, self.questions, self.sides = seed, split, questions, sides
+        self._tasks, self._weights = list(weights), list(weights.values())
+
+    def __getitem__(self, index: int) -> Scene:
+        rng = Random(f"{self.seed}/{self.split}/{index}")
+        task = rng.choices(self._tasks, self._weights)[0]
+        side = rng.choice(self.sides)
+        kind = KINDS[rng.choice(TASKS[task])]
+        while True:
+            view, layout, novel = kind.draw(rng, self.split, side, task)
+            first = kind.makers[task](rng, view)
+            if first is not None:
+                break
+        asked = [first, *self._more(rng, kind, view, first)]
+        return Scene(f"{self.split}-{self.seed}-{index}", kind.pictures(view), tuple(asked), layout, novel, kind.frames)
+
+    def _more(self, rng: Random, kind: Kind, view: Any, first: Question) -> Iterator[Question]:
+        """Further questions, none about what was asked already."""
+        seen, left = {(first.task, first.answer)}, self.questions - 1
+        for task in rng.choices(list(kind.makers), k=3 * left):
+            question = kind.makers[task](rng, view)
+            if question is None or (task, question.answer) in seen:
+                continue
+            if left == 0:
+                return
+            seen.add((task, question.answer))
+            left -= 1
+            yield question
+
+    def __iter__(self) -> Iterator[Scene]:
+        index = 0
+        while True:
+            yield self[index]
+            index += 1
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """Training samples from number `start` on, without end."""
+        index = start
+        while True:
+            yield self[index].record()
+            index += 1

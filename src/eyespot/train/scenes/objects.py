@@ -1,0 +1,190 @@
+"""Pictures of emoji and coloured shapes: describe, name, count, colour, position, find, region, multiple choice.
+
+Knows what may be asked about things that stand somewhere; text, charts and several pictures are made elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from PIL import Image
+
+from eyespot.train.scenes import canvas, questions, split, things, vocabulary
+from eyespot.train.scenes.questions import ask
+from eyespot.train.scenes.scene import Question
+from eyespot.train.scenes.things import Item
+
+APART = 0.2  # of the side: two centres nearer than this are neither left nor right of each other
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A picture and what stands in it, left to right."""
+
+    image: Image.Image
+    items: tuple[Item, ...]
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(item.thing.name for item in self.items)
+
+    def single(self, rng: Random) -> Item | None:
+        """A thing that is there once."""
+        counts = self.counts
+        alone = [item for item in self.items if counts[item.thing.name] == 1]
+        return rng.choice(alone) if alone else None
+
+    def pair(self, rng: Random) -> tuple[Item, Item] | None:
+        """Two different things that are there once."""
+        counts = self.counts
+        alone = [item for item in self.items if counts[item.thing.name] == 1]
+        if len(alone) < 2:
+            return None
+        a, b = rng.sample(alone, 2)
+        return a, b
+
+
+Maker = Callable[[Random, View], Question | None]
+
+# task -> (fewest, most) things a picture that is made for it holds.
+HOW_MANY = {
+    "name": (1, 1),
+    "describe": (1, 3),
+    "count": (1, 6),
+    "colour": (1, 4),
+    "position": (2, 4),
+    "find": (1, 5),
+    "region": (2, 5),
+    "choice": (1, 4),
+}
+
+
+def draw(rng: Random, which: str, side: int, task: str) -> tuple[View, str, bool]:
+    """A picture good for `task`, its layout key, and whether it shows what training never does."""
+    count = rng.randint(*HOW_MANY[task])
+    spots, key = layout(rng, which, count)
+    image, ground = canvas.background(rng, side)
+    kinds = count
+    if task == "count":
+        kinds = rng.randint(1, min(3, count))
+    elif task == "describe":
+        kinds = rng.randint(1, count)
+    chosen = things.choose(rng, which, ground, kinds, coloured=task == "colour")
+    shown = [*chosen, *(rng.choice(chosen) for _ in range(count - kinds))]
+    rng.shuffle(shown)
+    items = [things.put(rng, image, thing, spot) for thing, spot in zip(shown, spots, strict=True)]
+    return view(image, items), key, split.novel(thing.noun for thing in chosen)
+
+
+def layout(rng: Random, which: str, count: int) -> tuple[tuple[canvas.Spot, ...], str]:
+    """Spots whose key belongs to the split."""
+    while True:
+        spots = canvas.scatter(rng, count)
+        key = split.layout_key([[spot.key() for spot in spots]])
+        if split.layout_fits(which, key):
+            return spots, key
+
+
+def view(image: Image.Image, items: list[Item]) -> View:
+    return View(image, tuple(sorted(items, key=lambda item: item.x)))
+
+
+# Questions. None: this one cannot be asked about this picture.
+
+
+def describe(rng: Random, view: View) -> Question | None:
+    if len(view.counts) > 3:
+        return None
+    parts = [vocabulary.phrase(name, count) for name, count in view.counts.items()]
+    text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return ask(rng, "describe", "describe", text)
+
+
+def name(rng: Random, view: View) -> Question | None:
+    if len(view.items) != 1:
+        return None
+    thing = view.items[0].thing
+    return ask(rng, "name", "name", thing.name, thing.accepted)
+
+
+def count(rng: Random, view: View) -> Question | None:
+    counts = view.counts
+    if len(view.items) > 1 and rng.random() < 0.15:
+        return ask(rng, "count", "count all", *questions.number(len(view.items)))
+    if rng.random() < 0.1:
+        noun = things.absent(rng, [item.thing for item in view.items], 1)[0]
+        return ask(rng, "count", "count", *questions.number(0), s=vocabulary.plural(noun))
+    named = rng.choice(sorted(counts))
+    return ask(rng, "count", "count", *questions.number(counts[named]), s=vocabulary.plural(named))
+
+
+def colour(rng: Random, view: View) -> Question | None:
+    """Of a noun that all its items share, so that one answer is right."""
+    able = sorted({(item.thing.noun, item.thing.colour) for item in view.items if item.thing.colour})
+    if not able:
+        return None
+    noun, shade = rng.choice(able)
+    return ask(rng, "colour", "colour", shade, vocabulary.SPELLINGS.get(shade, ()), a=noun)
+
+
+def position(rng: Random, view: View) -> Question | None:
+    pair = view.pair(rng)
+    if pair is None:
+        return corner(rng, view)
+    a, b = pair
+    forms: list[tuple[str, str, tuple[str, ...]]] = []
+    words = {"a": a.thing.name, "b": b.thing.name}
+    across, down = a.x - b.x, a.y - b.y
+    for far, low, high, either in ((across, "left", "right", "left right"), (down, "above", "below", "above below")):
+        if abs(far) < APART:
+            continue
+        side = low if far < 0 else high
+        asked = rng.choice((low, high))
+        forms += [(either, side, ()), (either, side, ()), (f"is it {asked}", "yes" if asked == side else "no", ())]
+        if len(view.items) == 2:
+            forms.append((f"what {side}", a.thing.name, a.thing.accepted))
+    if not forms:
+        return None
+    wording, answer, accepted = rng.choice(forms)
+    return ask(rng, "position", wording, answer, accepted, **words)
+
+
+def corner(rng: Random, view: View) -> Question | None:
+    item = view.single(rng)
+    if item is None or min(abs(item.x - 0.5), abs(item.y - 0.5)) < APART / 1.5:
+        return None
+    answer = f"{'top' if item.y < 0.5 else 'bottom'} {'left' if item.x < 0.5 else 'right'}"
+    return ask(rng, "position", "corner", answer, (answer.replace("top", "upper").replace("bottom", "lower"),),
+               a=item.thing.name)  # fmt: skip
+
+
+def find(rng: Random, view: View) -> Question | None:
+    item = view.single(rng)
+    return None if item is None else questions.find(rng, item.thing.name, item.box, view.image.width)
+
+
+def region(rng: Random, view: View) -> Question | None:
+    item = rng.choice(view.items)
+    where = questions.box_text(item.box, view.image.width)
+    return ask(rng, "region", "region", item.thing.name, item.thing.accepted, box=where)
+
+
+def choice(rng: Random, view: View) -> Question | None:
+    right = rng.choice(view.items).thing
+    wrong = things.absent(rng, [item.thing for item in view.items], 3)
+    return questions.choice(rng, "choice", right.name, wrong)
+
+
+MAKERS: dict[str, Maker] = {
+    "describe": describe,
+    "name": name,
+    "count": count,
+    "colour": colour,
+    "position": position,
+    "find": find,
+    "region": region,
+    "choice": choice,
+}
