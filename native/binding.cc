@@ -21,6 +21,7 @@
 #include "engine/fail.h"
 #include "engine/measure.h"
 #include "eyespot.h"
+#include "eyespot/limits.h"
 #include "kernels/kernels.h"
 #include "text/bpe.h"
 
@@ -126,7 +127,7 @@ class Engine {
 
   nb::tuple top(int k) {
     const Use use(*this);
-    if (k < 1 || k > ES_TOP) raise(ES_USAGE, "top is " + std::to_string(k) + "; expected 1 to " + std::to_string(ES_TOP));
+    if (k < 1 || k > eyespot::limits::TOP) raise(ES_USAGE, "top is out of range; found " + std::to_string(k));
     const auto count = static_cast<size_t>(k);
     Buffer<int32_t> ids(count);
     Buffer<> logits(count);

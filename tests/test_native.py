@@ -161,6 +161,114 @@ def test_want_none_and_all(bundle: Callable[..., Handmade]) -> None:
         assert engine.prefill(list(range(30)), want=30).shape == (30, VOCAB)
 
 
+def test_the_best_logits_are_told_without_the_rest(bundle: Callable[..., Handmade]) -> None:
+    made = bundle("W8A8-g32")
+    tokens = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    with Engine(made.path) as whole:
+        wanted = whole.prefill(tokens)[0]
+    order = np.argsort(-wanted, kind="stable")
+    for threads in (1, 2, 5):
+        with Engine(made.path, threads=threads) as engine:
+            for call in (lambda: engine.top(1), engine.logits):
+                with pytest.raises(UsageError, match="no logits"):
+                    call()
+            engine.feed(tokens)
+            assert engine.past == len(tokens)
+            for k in (1, 2, 9, VOCAB - 1, VOCAB, 1024):
+                ids, best = engine.top(k)
+                assert np.array_equal(ids, order[:k])
+                assert np.array_equal(best, wanted[ids])
+            assert np.array_equal(engine.logits(), wanted)
+            for k in (0, -1, 1025):
+                with pytest.raises(UsageError, match="k is out of range"):
+                    engine.top(k)
+            engine.encode(TILES[:1])  # which works in the bytes that the logits stood in
+            with pytest.raises(UsageError, match="no logits"):
+                engine.top(1)
+            engine.prefill([1], want=0)
+            with pytest.raises(UsageError, match="no logits"):
+                engine.logits()
+
+
+def test_equal_logits_are_told_by_rising_ids(tmp_path: Path) -> None:
+    program = handmade.with_schemes(handmade.program(eyes=False, vocab=3000), "f32")
+    weights = handmade.random_weights(program)
+    weights["head.weight"][:] = weights["head.weight"][np.arange(3000) % 7]  # seven logits, again and again
+    made = handmade.write(tmp_path / "b", program, weights)
+    for threads in (1, 3):
+        with Engine(made.path, threads=threads) as engine:
+            wanted = engine.prefill([5])[0]
+            for k in (1, 10, 500, 1000):
+                assert np.array_equal(engine.top(k)[0], np.argsort(-wanted, kind="stable")[:k])
+
+
+def test_costs_by_op(bundle: Callable[..., Handmade]) -> None:
+    made = bundle("W8A8", "int8", eyes=False)
+    with Engine(made.path) as engine:
+        engine.prefill([1, 2, 3])
+        assert not any(cost["calls"] for cost in engine.profiled())
+        engine.profile()
+        engine.prefill([4] * 10, want=2)
+        engine.profile(False)
+        engine.decode(1)
+        costs = engine.profiled()
+    ops = [(b.name, op.output, op.kind) for b, op in made.program.graphs["text"].ops()]
+    assert [(c["block"], c["op"], c["kind"]) for c in costs] == ops
+    assert {c["graph"] for c in costs} == {"text"}
+    by = {c["op"]: c for c in costs}
+    assert by["layer_00.swiglu"]["calls"] == 2  # chunks of 8 and 2
+    assert by["post.head"]["calls"] == 1
+    assert by["post.head"]["multiply_adds"] == 2 * VOCAB * handmade.WIDTH
+    stored = formats.stored_bytes((VOCAB, handmade.WIDTH), formats.SCHEMES["W8A8"])
+    assert by["post.head"]["bytes"] == stored
+    attention = by["layer_00.attention"]
+    keys = sum(range(4, 14))  # of ten rows after three
+    assert attention["multiply_adds"] == 2 * keys * handmade.HEADS * handmade.HEAD_DIM
+    assert attention["bytes"] == (11 + 13) * handmade.KV_HEADS * 2 * (handmade.HEAD_DIM + 4)
+    assert all(c["nanoseconds"] >= 0 for c in costs)
+    assert sum(c["nanoseconds"] for c in costs) > 0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("kv", "window"), [("f32", 0), ("f16", 0), ("int8", 0), ("f16", 300), ("int8", 5)])
+def test_same_bits_however_spans_of_keys_are_shared_out(
+    bundle: Callable[..., Handmade], tmp_path: Path, kv: str, window: int, isa: str
+) -> None:
+    """Two key/value heads go whole to 1 or 2 threads; for 3 or 5 a decoded token's keys are cut into spans."""
+    program = handmade.with_schemes(handmade.program(eyes=False, window=window), "f16")
+    made = handmade.write(tmp_path / "b", program, kv_type=kv, ctx=1100, units={"n": 128, "o": 1, "t": 1})
+    tokens = np.random.default_rng(3).integers(0, IMAGE, 1090).tolist()
+    steps = (1, 255, 257, 511, 513, 700, 1023, 1025, 1089)
+    wanted: dict[int, np.ndarray] = {}
+    for threads in (1, 2, 3, 5):
+        with Engine(made.path, threads=threads, isa=isa) as engine:
+            for at in steps:
+                engine.prefill(tokens[engine.past : at], want=0)
+                logits = engine.decode(tokens[at])
+                assert np.array_equal(wanted.setdefault(at, logits), logits)
+    with Engine(made.path, isa=isa) as engine:  # and as rows of one prefill
+        rows = engine.prefill(tokens, want=1090 - 511)
+        for at in steps[3:]:
+            assert np.array_equal(rows[at - 511], wanted[at])
+
+
+def test_threads_by_environment(bundle: Callable[..., Handmade], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bundle(eyes=False)
+    monkeypatch.setenv("EYESPOT_THREADS", "3")
+    with Engine(made.path) as engine:
+        assert engine.info["threads"] == 3
+        assert engine.info["processors"] == len(os.sched_getaffinity(0))
+    with Engine(made.path, threads=2) as engine:
+        assert engine.info["threads"] == 2
+    for wrong in ("0", "-1", "257", "two", "1 ", "99999999999"):
+        monkeypatch.setenv("EYESPOT_THREADS", wrong)
+        with pytest.raises(UsageError, match=r"EYESPOT_THREADS; found .*; expected 1 to 256"):
+            Engine(made.path)
+    monkeypatch.setenv("EYESPOT_THREADS", "")
+    with Engine(made.path) as engine:
+        assert engine.info["threads"] == len(os.sched_getaffinity(0))
+
+
 def test_trace_gives_every_block(bundle: Callable[..., Handmade]) -> None:
     made = bundle("W4A16-g64")
     theirs: list[tuple[str, str, np.ndarray]] = []
@@ -460,6 +568,8 @@ def op_of(program: Any, kind: str) -> Any:
 
 FAULTS: dict[str, tuple[Callable[[Any], Any], type[EyespotError], str]] = {
     "format": (lambda p: p.update(format=2), UnsupportedModel, "format"),
+    "layout": (lambda p: p.update(layout="r8q4"), UnsupportedModel, "packed for another target"),
+    "no layout": (lambda p: p.pop("layout"), EyespotError, "layout"),
     "kind": (lambda p: op_of(p, "swiglu").update(kind="geglu"), UnsupportedModel, "geglu"),
     "scheme": (lambda p: p["weights"]["layers.0.o.weight"].update(scheme="W2A16"), UnsupportedModel, "W2A16"),
     "kv type": (lambda p: p["memory"]["kv_cache"].update(type="f8"), UnsupportedModel, "f8"),
@@ -484,6 +594,9 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], type[EyespotError], str]] = {
     "path": (lambda p: p["graphs"]["text"]["blocks"][0].update(part="../x"), EyespotError, "plain file name"),
     "cache layer": (lambda p: op_of(p, "attention")["attrs"].update(layer=1), EyespotError, "written twice"),
     "cache bytes": (lambda p: p["memory"]["kv_cache"]["layers"][0].update(bytes=64), EyespotError, "has 64 bytes"),
+    "scratch": (lambda p: p["memory"]["scratch"].__setitem__(1, 64), EyespotError, "memory.scratch has 64 bytes"),
+    "partial": (lambda p: p["memory"]["partial"].__setitem__(1, 64), EyespotError, "memory.partial has 64 bytes"),
+    "no group_kv": (lambda p: p["memory"].pop("group_kv"), EyespotError, "group_kv"),
     "offset": (
         lambda p: p["memory"]["values"]["text"]["embed_tokens.embed"].__setitem__(0, 1 << 40),
         EyespotError,
@@ -508,7 +621,7 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], type[EyespotError], str]] = {
 def test_broken_programs_are_named(bundle: Callable[..., Handmade], tmp_path: Path, fault: str) -> None:
     edit, kind, words = FAULTS[fault]
     with pytest.raises(EyespotError, match=words) as caught:
-        Engine(edited(bundle(eyes=False), tmp_path / "b", edit))
+        Engine(edited(bundle("W8A8-g32", eyes=False), tmp_path / "b", edit))
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eyespot import limits
 from eyespot.errors import EyespotError, UsageError
 from eyespot.run.sampling import Sampler, Sampling
 
@@ -87,6 +88,72 @@ def test_a_pick_is_a_candidate_and_seeds_repeat(sampling: Sampling, seed: int, v
     assert len(ids) == len(weights) <= (sampling.top_k or vocab)
     assert weights.max() == pytest.approx(1)
     assert weights.min() >= sampling.min_p
+
+
+class Row:
+    """Tells its best logits, as the engine does; counts how often all were asked for."""
+
+    def __init__(self, row: np.ndarray) -> None:
+        self.row, self.whole = row, 0
+
+    def top(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        assert 0 < k <= limits.TOP
+        ids = np.argsort(-self.row, kind="stable")[:k].astype(np.int32)
+        return ids, self.row[ids]
+
+    def logits(self) -> np.ndarray:
+        self.whole += 1
+        return self.row
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.3, 1.0, 4.0]),
+        top_k=st.sampled_from([0, 1, 5, 40, 1023]),
+        top_p=st.sampled_from([1.0, 0.9]),
+        min_p=st.sampled_from([0.0, 0.05, 0.9]),
+        repetition_penalty=st.sampled_from([1.0, 1.3, 5.0, 0.8]),
+        repetition_window=st.sampled_from([0, 3]),
+    ),
+    st.integers(1, 3000),
+    st.lists(st.integers(-2, 3100), max_size=60),
+    st.sampled_from([0.0, 0.3, 3.0]),
+    st.sampled_from([None, 1.0]),
+    st.integers(0, 1 << 20),
+)
+def test_the_best_logits_tell_as_much_as_all(
+    sampling: Sampling, vocab: int, sequence: list[int], spread: float, step: float | None, seed: int
+) -> None:
+    """Ties (a spread of 0, logits in whole steps) and penalized favourites included."""
+    scores = logits(vocab, seed, spread)
+    if step:
+        scores = np.round(scores / step) * np.float32(step)
+    favourites = np.argsort(-scores)[: seed % 7].tolist()
+    banned = [vocab // 2] if vocab > 1 else []
+    row = Row(scores)
+    for sampler in (Sampler(sampling, seed, banned), Sampler(sampling, seed)):
+        ids, weights = sampler.distribution(row, sequence + favourites)
+        all_ids, all_weights = sampler.distribution(scores, sequence + favourites)
+        assert np.array_equal(ids, all_ids)
+        assert np.array_equal(weights, all_weights)
+
+
+def test_few_logits_are_asked_for() -> None:
+    scores = logits(50_000, 5)
+    scores[:30] += 20
+    row = Row(scores)
+    for sampling in (
+        Sampling(),
+        Sampling(repetition_penalty=1.2),
+        Sampling(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1, repetition_window=64),
+        Sampling(temperature=0.7, min_p=0.1),
+    ):
+        Sampler(sampling, 0, banned=[7]).pick(row, list(range(100)))
+    assert row.whole == 0
+    Sampler(Sampling(temperature=1.0), 0).pick(row, [])
+    assert row.whole == 1
 
 
 @pytest.mark.parametrize("vocab", [3, 512, 513, 2000])

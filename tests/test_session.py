@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import eyespot
@@ -61,7 +62,8 @@ class FakeEngine:
         out[IDS["<|im_end|>"]] = -99 if self.never_stop else out[IDS["<|im_end|>"]] + 2.2
         return out
 
-    def prefill(self, tokens: np.ndarray, features: np.ndarray | None = None, want: int = 1) -> np.ndarray:
+    def feed(self, tokens: npt.ArrayLike, features: np.ndarray | None = None) -> None:
+        tokens = np.asarray(tokens)
         assert 0 < len(tokens) <= self.info["ctx_size"] - self.past
         seen = [i for i, t in enumerate(tokens) if t == IDS["<IMG_CONTEXT>"]]
         assert len(seen) == (0 if features is None else len(features))
@@ -69,20 +71,18 @@ class FakeEngine:
         for i, token in enumerate(tokens.tolist()):
             self._add(token, features[seen.index(i)] if i in seen else None)
         try:
-            logits = self._logits()
+            self.row = self._logits()
         except Exception:
             del self.items[kept + (len(tokens) // 2 if isinstance(self.fail, Cancelled) else 0) :]
             raise
         self.prefilled.append(len(tokens))
-        return logits[None]
 
-    def decode(self, token: int) -> np.ndarray:
-        self._add(token, None)
-        try:
-            return self._logits()
-        except Exception:
-            self.items.pop()
-            raise
+    def logits(self) -> np.ndarray:
+        return self.row
+
+    def top(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.argsort(-self.row, kind="stable")[:k].astype(np.int32)
+        return ids, self.row[ids]
 
     def truncate(self, n: int) -> None:
         assert n <= self.past
@@ -269,14 +269,14 @@ def test_cancel_frees_a_model_that_another_thread_left(tmp_path: Path) -> None:
 
 def test_an_answer_may_not_be_asked_for_inside_another(tmp_path: Path) -> None:
     model = fake_model(tmp_path, never_stop=True)
-    decode = model.engine.decode
+    feed = model.engine.feed
 
-    def nested(token: int) -> np.ndarray:
+    def nested(*tokens: Any) -> None:
         with pytest.raises(UsageError, match="another answer"):
             model.generate("y", **QUIET)
-        return decode(token)
+        feed(*tokens)
 
-    model.engine.decode = nested
+    model.engine.feed = nested
     model.generate("x", **QUIET)
     assert not model._lock.locked()
 

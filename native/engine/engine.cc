@@ -213,9 +213,9 @@ class Engine {
 
   void top(int32_t k, int32_t* ids, float* logits) {
     check_last_row();
-    const int64_t vocab = program_.info.vocab_size;
-    if (k < 1 || k > std::min<int64_t>(ES_TOP, vocab) || ids == nullptr || logits == nullptr)
-      fail_with(ES_USAGE, "top", k, "1 to " + str(std::min<int64_t>(ES_TOP, vocab)) + " with room for them");
+    const int64_t vocab = program_.info.vocab_size, most = std::min(limits::TOP, vocab);
+    if (k < 1 || k > most || ids == nullptr || logits == nullptr)
+      fail_with(ES_USAGE, "top", k, "1 to " + str(most) + " with room for them");
     best_.resize(static_cast<size_t>(k * pool_.threads()));
     pool_.run([&](const Member& member) {
       const auto [first, last] = member.share(vocab, PANEL);  // as the head was shared out: what is in this one's cache

@@ -20,7 +20,6 @@ extern "C" {
 #endif
 
 #define ES_ABI_VERSION 2
-#define ES_TOP 1024 /* most candidates es_top gives */
 
 /* Statuses equal the exit codes of the command line. */
 enum { ES_OK = 0, ES_FAILED = 1, ES_USAGE = 2, ES_UNSUPPORTED = 3, ES_CANCELLED = 130 };
@@ -61,7 +60,7 @@ ES_API int es_prefill(es_engine* engine, const int32_t* tokens, int32_t n, const
 /* es_prefill of one token and its logits, or NULL. */
 ES_API int es_decode(es_engine* engine, int32_t token, float* logits);
 
-/* Of the last row of logits: its best k (1..ES_TOP, at most vocab_size), the largest first, equals by lower id; all of it,
+/* Of the last row of logits: its best k (1..1024, at most vocab_size), the largest first, equals by lower id; all of it,
  * [vocab_size]. ES_USAGE when there is none: the last es_prefill wanted none or failed, or es_encode came after it. */
 ES_API int es_top(es_engine* engine, int32_t k, int32_t* ids, float* logits);
 ES_API int es_logits(const es_engine* engine, float* logits);

@@ -31,7 +31,7 @@ def command(
     max_tokens: o.MaxTokens = 1024,
     max_tiles: o.MaxTiles = None,
     ctx_size: o.CtxSize = 0,
-    threads: o.Threads = 0,
+    threads: o.Threads = None,
     seed: o.Seed = None,
     temp: o.Temp = None,
     top_k: o.TopK = None,
@@ -48,7 +48,8 @@ def command(
     from eyespot.run.model import load
 
     settings = o.sampling(max_tokens, max_tiles, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
-    with load(model, threads, ctx_size, isa) as loaded:
+    with load(model, threads or 0, ctx_size, isa) as loaded:
+        o.note_threads(loaded.engine.info)
         chat = Chat(loaded.chat(system), settings, as_json, not no_stats)
         for path in image or ():
             chat.image(path)

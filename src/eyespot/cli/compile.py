@@ -50,7 +50,7 @@ def command(
     min_cosine: Annotated[
         float | None, typer.Option(help="Fail, and write nothing, when a block is further from float32.")
     ] = None,
-    threads: Annotated[int, typer.Option("-t", "--threads", help="0: one a core.")] = 0,
+    threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Default: one a core.")] = None,
     dump: Annotated[
         str | None,
         typer.Option(metavar="PASS", help="Print the program after a pass (build, recipe, schedule) and stop."),
@@ -74,7 +74,7 @@ def command(
         check=check,
         check_prompt=check_prompt,
         min_cosine=min_cosine,
-        threads=threads,
+        threads=threads or 0,
     )
     if dump is not None:
         print(dump_after(open_checkpoint(source), options, dump))
@@ -83,7 +83,7 @@ def command(
         raise UsageError("no output given", expected="-o DIR")
     with _bar(quiet=as_json) as progress:
         result = compile_model(
-            open_checkpoint(source), out, options, lambda path: _open_engine(path, threads), progress
+            open_checkpoint(source), out, options, lambda path: _open_engine(path, threads or 0), progress
         )
     for warning in result.warnings:
         print(f"eyespot: warning: {warning}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from eyespot.cli.flags import flag
@@ -14,7 +16,9 @@ Image = Annotated[list[str] | None, flag("--image", metavar="PATH", help="A pict
 System = Annotated[str | None, flag("--system", help="System prompt instead of the model's own.")]
 MaxTokens = Annotated[int, flag("-n", "--max-tokens", least=1, help="Most tokens of an answer.")]
 CtxSize = Annotated[int, flag("-c", "--ctx-size", least=0, help="Tokens of context; 0: as compiled.")]
-Threads = Annotated[int, flag("-t", "--threads", least=0, help="0: as config.json says.")]
+Threads = Annotated[
+    int | None, flag("-t", "--threads", least=1, help="Default: EYESPOT_THREADS, or as config.json says.")
+]
 MaxTiles = Annotated[int | None, flag("--max-tiles", least=1, help="Most tiles of a picture; fewer take less context.")]
 Seed = Annotated[int | None, flag("-s", "--seed", least=0, help="Same seed, same answer.")]
 Isa = Annotated[str, flag("--isa", help="Instruction set, such as scalar or avx2, instead of the best there is.")]
@@ -53,6 +57,13 @@ def sampling(
         "repetition_penalty": repeat_penalty,
         "repetition_window": repeat_last_n,
     }
+
+
+def note_threads(info: Mapping[str, Any]) -> None:
+    """Says on stderr when an engine has more threads than there are processors, which it does not refuse."""
+    threads, processors = info["threads"], info["processors"]
+    if threads > processors:
+        line(f"eyespot: note: {threads} threads on {processors} processors are slower than {processors}", sys.stderr)
 
 
 def show(piece: str, out: Any) -> None:

@@ -19,7 +19,7 @@ def command(
     max_tokens: o.MaxTokens = 256,
     max_tiles: o.MaxTiles = None,
     ctx_size: o.CtxSize = 0,
-    threads: o.Threads = 0,
+    threads: o.Threads = None,
     seed: o.Seed = None,
     temp: o.Temp = None,
     top_k: o.TopK = None,
@@ -44,7 +44,8 @@ def command(
     if system is not None:
         asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     settings = o.sampling(max_tokens, max_tiles, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
-    with load(model, threads, ctx_size, isa) as loaded:
+    with load(model, threads or 0, ctx_size, isa) as loaded:
+        o.note_threads(loaded.engine.info)
         stream = loaded.stream(asked, image or (), raw, **settings)
         with interruptible(stream.cancel):
             for piece in stream:

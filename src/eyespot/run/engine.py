@@ -20,6 +20,7 @@ from eyespot.errors import INTERRUPTED, UNSUPPORTED, USAGE, Cancelled, EyespotEr
 from eyespot.run.arguments import whole
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 Trace = Callable[[str, str, F32], None]  # graph, block, the block's last value [rows, columns]
 
 ERRORS: dict[int, type[EyespotError]] = {USAGE: UsageError, UNSUPPORTED: UnsupportedModel, INTERRUPTED: Cancelled}
@@ -51,8 +52,8 @@ def _array(value: object, dtype: type[np.float32] | type[np.int32], what: str) -
 class Engine:
     """A bundle opened for running, and one sequence of tokens with its KV cache. Only cancel() may overlap a call.
 
-    path: the bundle's directory. threads: 0 = every processor this process may use. ctx_size: 0 = what the bundle was
-    compiled for. isa: "" = the best this machine runs; another that it cannot run fails.
+    path: the bundle's directory. threads: 0 = EYESPOT_THREADS, else every processor this process may use. ctx_size: 0 =
+    what the bundle was compiled for. isa: "" = the best this machine runs; another that it cannot run fails.
     Errors: UsageError for a bad argument or a closed engine, UnsupportedModel for ops, schemes or a format this engine
     does not know, Cancelled after cancel(), EyespotError for a damaged bundle or logits that are not finite.
     """
@@ -107,6 +108,43 @@ class Engine:
             raise UsageError("token is outside the vocabulary", found=token)
         with _translated():
             return self._engine.decode(int(token))
+
+    def feed(self, tokens: npt.ArrayLike, features: npt.ArrayLike | None = None) -> None:
+        """prefill() that copies nothing out: ask top() or logits() what comes after the last token."""
+        ids = _array(tokens, np.int32, "tokens")
+        rows = None if features is None else _array(features, np.float32, "features")
+        if ids.ndim != 1:
+            raise UsageError("tokens are misshapen", found=ids.shape, expected="[n]")
+        with _translated():
+            self._engine.feed(ids, rows)
+
+    def top(self, k: int) -> tuple[I32, F32]:
+        """Ids and logits of the best k after the last token (fewer where the vocabulary is smaller).
+
+        The largest comes first, of equals the lowest id. k: 1 to limits.TOP.
+        Errors: UsageError when the last prefill wanted no logits or failed, or a picture was encoded since.
+        """
+        k = whole("k", k, 1, limits.TOP)
+        with _translated():
+            return self._engine.top(min(k, self._info["vocab_size"]))
+
+    def logits(self) -> F32:
+        """Logits [vocab_size] after the last token; errors as of top()."""
+        with _translated():
+            return self._engine.logits()
+
+    def profile(self, on: bool = True) -> None:
+        """Starts from nothing to count what each op costs, or stops."""
+        with _translated():
+            self._engine.profile(on)
+
+    def profiled(self) -> list[dict[str, Any]]:
+        """es_op_cost of eyespot.h for every op, in the order of the program.
+
+        Keys: graph, block, op, kind, calls, nanoseconds, bytes (weights, keys and values read), multiply_adds.
+        """
+        with _translated():
+            return self._engine.profiled()
 
     def truncate(self, n: int) -> None:
         """Forgets all but the first n tokens."""

@@ -56,7 +56,8 @@ SAMPLING = tuple(field.name for field in fields(Sampling))
 def load(path: str | Path, threads: int = 0, ctx_size: int = 0, isa: str = "", verify: Verify = "auto") -> Model:
     """Opens the bundle in directory `path`.
 
-    threads, ctx_size: 0 = as config.json says. isa: "" = the best this machine has; another that it cannot run fails.
+    threads: 0 = as EYESPOT_THREADS or config.json says. ctx_size: 0 = as config.json says. isa: "" = the best this
+    machine has; another that it cannot run fails.
     verify: whether to hash the files; "auto" = when they are new to this machine.
     Errors: UsageError for a wrong path, EyespotError for a damaged bundle, UnsupportedModel for an op unknown here.
     """
@@ -70,7 +71,8 @@ def load(path: str | Path, threads: int = 0, ctx_size: int = 0, isa: str = "", v
         from eyespot.run.engine import Engine
 
         settings = bundle.settings
-        engine = Engine(bundle.path, threads or settings.threads, ctx_size or settings.ctx_size, isa)
+        threads = threads or (0 if os.environ.get("EYESPOT_THREADS") else settings.threads)  # 0: the engine reads it
+        engine = Engine(bundle.path, threads, ctx_size or settings.ctx_size, isa)
     except BaseException:
         later.wait()
         raise
@@ -301,7 +303,7 @@ class Stream:
         cache, tokens, first = self._model.cache, self._tokens, not self._history
         started = time.perf_counter()
         if first:
-            logits, self._cost = cache.prefill(self._prompt, self._check)
+            self._cost = cache.prefill(self._prompt, self._check)
             self._history = self._prompt.keys.tolist()
         elif len(tokens) == self._max_tokens:
             return self._end("length")
@@ -309,9 +311,9 @@ class Stream:
             return self._end("context")
         else:
             self._check()
-            logits = cache.decode(tokens[-1])
+            cache.decode(tokens[-1])
             self._decoded += 1
-        token = self._sampler.pick(logits, self._history)
+        token = self._sampler.pick(cache.engine, self._history)
         ended, piece = token in self._stops, ""
         if not ended:
             tokens.append(token)

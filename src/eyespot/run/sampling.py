@@ -1,7 +1,8 @@
 """From logits to a token: penalty, temperature, top-k, top-p, min-p, then one draw from a seeded generator.
 
-Numpy only; knows no engine and no tokenizer. The order is transformers': repetition penalty, temperature, top-k, top-p,
-min-p. (Penalty and temperature commute, for both scale a logit by a positive factor.)
+Numpy only; knows no engine (but that one may tell its best logits alone) and no tokenizer. The order is transformers':
+repetition penalty, temperature, top-k, top-p, min-p. (Penalty and temperature commute, for both scale a logit by a
+positive factor.)
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,14 @@ from eyespot.errors import EyespotError
 from eyespot.run.arguments import real, whole
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+class Scores(Protocol):
+    """One row of logits that need not be copied whole: what eyespot.run.engine.Engine offers."""
+
+    def top(self, k: int) -> tuple[npt.NDArray[np.int32], F32]: ...
+    def logits(self) -> F32: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,7 @@ BOUNDS: dict[str, tuple[Callable[..., float], float, float]] = {
     "repetition_window": (whole, 0, limits.CONTEXT),
 }
 BLOCK = 512
+FEW = 64  # best logits to ask for where min_p decides how many stay
 
 
 class Sampler:
@@ -63,10 +74,10 @@ class Sampler:
         self.sampling = sampling
         self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else whole("seed", seed, 0, (1 << 64) - 1)
         self._random: np.random.Generator | None = None  # made at the first draw: greedy answers do without the import
-        self._banned = list(banned)
+        self._banned = np.array(sorted(banned), np.int64)
         self._all = np.arange(0)  # every id; kept, for a fresh megabyte a token costs more than the exponentials
 
-    def pick(self, logits: F32, sequence: Sequence[int]) -> int:
+    def pick(self, logits: F32 | Scores, sequence: Sequence[int]) -> int:
         """A token id for logits [vocab] after the ids of `sequence` (negative ones are no tokens and are skipped)."""
         ids, weights = self.distribution(logits, sequence)
         if len(ids) == 1:
@@ -81,31 +92,65 @@ class Sampler:
         at = int(np.searchsorted(inside, mark - (total[block] - inside[-1]), side="right"))
         return int(ids[starts[block] + min(at, len(inside) - 1)])
 
-    def distribution(self, logits: F32, sequence: Sequence[int]) -> tuple[npt.NDArray[np.int64], F32]:
+    def distribution(self, logits: F32 | Scores, sequence: Sequence[int]) -> tuple[I64, F32]:
         """Candidate ids and their weights, which are probabilities but for a common factor."""
+        seen = self._seen(sequence)
+        if not isinstance(logits, np.ndarray):
+            if (few := self._few(logits, seen)) is not None:
+                return few
+            logits = logits.logits()
+        if len(self._all) != len(logits):
+            self._all = np.arange(len(logits))
+        scores = self._penalized(self._all, logits, seen)
+        return self._kept(self._all, scores, *self._floor(scores))
+
+    def _few(self, logits: Scores, seen: I64) -> tuple[I64, F32] | None:
+        """distribution() out of the best logits alone; None where those left out could count."""
         s = self.sampling
-        scores = self._penalized(logits, sequence)
-        best = int(np.argmax(scores))  # the lowest id among equals; NaN is the largest of all
-        peak = float(scores[best])
+        if s.temperature == 0 or s.top_k == 1:
+            stay = 1
+        elif s.top_k:
+            stay = s.top_k
+        elif s.min_p > 0 and s.top_p == 1:
+            stay = FEW
+        else:
+            return None
+        wanted = stay + len(seen) + len(self._banned) + 1  # as many may fall below those that stay, and one is left out
+        if wanted > limits.TOP or s.repetition_penalty < 1:  # which may lift what was left out
+            return None
+        ids, best = logits.top(wanted)
+        order = np.argsort(ids)
+        candidates = ids[order].astype(np.int64)
+        scores = self._penalized(candidates, best[order], seen)
+        peak, floor = self._floor(scores)
+        if len(ids) == wanted and not floor > best[-1]:
+            return None
+        return self._kept(candidates, scores, peak, floor)
+
+    def _floor(self, scores: F32) -> tuple[np.float32, np.float32]:
+        """The largest score, and one that no candidate is below as far as that takes no exponential."""
+        s = self.sampling
+        peak = scores[np.argmax(scores)]  # NaN is the largest of all
         if not math.isfinite(peak):
             raise EyespotError(
-                "logits are not finite", found=peak, cause="the weights are damaged or overflow their scheme"
+                "logits are not finite", found=float(peak), cause="the weights are damaged or overflow their scheme"
             )
         if s.temperature == 0 or s.top_k == 1:
-            return np.array([best]), np.ones(1, np.float32)
-        floor = -np.inf
+            return peak, peak
         if 0 < s.top_k < len(scores):  # no sort: the k-th largest score tells who stays
-            floor = np.partition(scores, len(scores) - s.top_k)[len(scores) - s.top_k]
-        elif s.min_p > 0 and s.top_p == 1:  # prob >= min_p * best, in logits; spares the exponential of the others
-            floor = peak + s.temperature * math.log(s.min_p)
-        if floor == -np.inf:
-            if len(self._all) != len(scores):
-                self._all = np.arange(len(scores))
-            ids = self._all
-        else:
-            ids = np.flatnonzero(scores >= floor)
-            scores = scores[ids]
-        weights = np.exp((scores - np.float32(peak)) / np.float32(s.temperature))
+            return peak, np.partition(scores, len(scores) - s.top_k)[len(scores) - s.top_k]
+        if s.min_p > 0 and s.top_p == 1:  # prob >= min_p * best, in logits; spares the exponential of the others
+            return peak, np.float32(float(peak) + s.temperature * math.log(s.min_p))
+        return peak, np.float32(-np.inf)
+
+    def _kept(self, ids: I64, scores: F32, peak: np.float32, floor: np.float32) -> tuple[I64, F32]:
+        s = self.sampling
+        if s.temperature == 0 or s.top_k == 1:
+            return ids[[np.argmax(scores)]], np.ones(1, np.float32)  # the lowest id among equals
+        if floor > -np.inf:
+            kept = np.flatnonzero(scores >= floor)
+            ids, scores = ids[kept], scores[kept]
+        weights = np.exp((scores - peak) / np.float32(s.temperature))
         target = s.top_p * float(weights.sum(dtype=np.float64))
         if s.min_p > 0:
             kept = weights >= s.min_p  # the best weight is 1
@@ -115,18 +160,31 @@ class Sampler:
             ids, weights = ids[kept], weights[kept]
         return ids, weights
 
-    def _penalized(self, logits: F32, sequence: Sequence[int]) -> F32:
+    def _seen(self, sequence: Sequence[int]) -> I64:
+        """The ids that the repetition penalty is for, rising."""
         s = self.sampling
-        if s.repetition_penalty == 1 and not self._banned:
+        if s.repetition_penalty == 1:
+            return np.zeros(0, np.int64)
+        window = np.unique(np.asarray(sequence[-s.repetition_window :], np.int64))
+        return window[window >= 0]
+
+    def _penalized(self, ids: I64, logits: F32, seen: I64) -> F32:
+        """`logits` of rising `ids` after the penalty, and without those that are banned."""
+        if not len(seen) and not len(self._banned):
             return logits
-        scores = logits.copy()
-        if s.repetition_penalty != 1:
-            window = np.asarray(sequence[-s.repetition_window :], np.int64)
-            seen = np.unique(window[(window >= 0) & (window < len(scores))])
-            values = scores[seen]
-            scores[seen] = np.where(values < 0, values * s.repetition_penalty, values / s.repetition_penalty)
-        scores[self._banned] = -np.inf
+        scores, penalty = logits.copy(), self.sampling.repetition_penalty
+        at = _places(ids, seen)
+        values = scores[at]
+        scores[at] = np.where(values < 0, values * penalty, values / penalty)
+        scores[_places(ids, self._banned)] = -np.inf
         return scores
+
+
+def _places(ids: I64, some: I64) -> I64:
+    """Where those of `some` that are among the rising `ids` stand there."""
+    at = np.searchsorted(ids, some)
+    at[at == len(ids)] = 0
+    return at[ids[at] == some]
 
 
 def _nucleus(weights: F32, target: float) -> npt.NDArray[np.int64]:

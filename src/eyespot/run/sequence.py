@@ -30,8 +30,9 @@ class EngineLike(Protocol):
     @property
     def past(self) -> int: ...
     def encode(self, pixels: F32) -> F32: ...
-    def prefill(self, tokens: npt.NDArray[np.int32], features: F32 | None = None, want: int = 1) -> F32: ...
-    def decode(self, token: int) -> F32: ...
+    def feed(self, tokens: npt.ArrayLike, features: F32 | None = None) -> None: ...
+    def top(self, k: int) -> tuple[npt.NDArray[np.int32], F32]: ...
+    def logits(self) -> F32: ...
     def truncate(self, n: int) -> None: ...
     def cancel(self, on: bool = True) -> None: ...
     def close(self) -> None: ...
@@ -80,8 +81,8 @@ class Sequence:
     def past(self) -> int:
         return len(self._keys)
 
-    def prefill(self, prompt: Prompt, check: Callable[[], None]) -> tuple[F32, Prefill]:
-        """Makes the sequence hold `prompt`; logits [vocab] after its last token.
+    def prefill(self, prompt: Prompt, check: Callable[[], None]) -> Prefill:
+        """Makes the sequence hold `prompt`; the engine then tells the logits after its last token.
 
         Goes on from the longest common prefix, which may end inside a picture. check: called before each long step,
         may raise. Whatever is raised, the keys stay true to the engine's cache.
@@ -102,19 +103,18 @@ class Sequence:
         self.engine.truncate(cost.reused)
         keys = prompt.keys.tolist()
         try:
-            logits = self.engine.prefill(
+            self.engine.feed(
                 prompt.ids[cost.reused :], (rows[0] if len(rows) == 1 else np.concatenate(rows)) if rows else None
             )
         finally:  # a cancelled prefill keeps whole chunks
             self._keys = keys[: self.engine.past]
         cost.prefill_s = time.perf_counter() - started
-        return logits[-1], cost
+        return cost
 
-    def decode(self, token: int) -> F32:
-        """Appends a token; logits [vocab] after it."""
-        logits = self.engine.decode(token)
+    def decode(self, token: int) -> None:
+        """Appends a token; the engine then tells the logits after it."""
+        self.engine.feed([token])
         self._keys.append(token)
-        return logits
 
     def _common(self, prompt: Prompt) -> int:
         """Tokens of `prompt` that stand in the cache; one at least is left to prefill, for its logits."""
