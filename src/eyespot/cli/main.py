@@ -25,6 +25,9 @@ VERBS = {
     "run": ("run", "Answer one prompt, about text and pictures."),
     "chat": ("chat", "Talk with a model, turn by turn."),
     "bench": ("bench", "Measure how fast a bundle runs, beside what this machine can do."),
+    "train": ("train", "Check training data."),
+    "convert-data": ("convert_data", "Turn annotations and other formats into training data."),
+    "scenes": ("scenes", "Draw pictures with questions and exact answers."),
     "inspect": ("inspect", "Show what is in a bundle or a checkpoint."),
     "doctor": ("doctor", "Show this machine and what the engine will use of it."),
 }

@@ -80,14 +80,15 @@ class Encoder:
         if held := [mark for mark in self.control if mark in written]:
             raise BadRecord(record.place, [f"the text holds the control token {mark}" for mark in held])
         tiles = self.rule.cut(record)
-        widths = iter(cut.tiles * self.rule.tokens_per_tile for cut in tiles)
+        widths = [cut.tiles * self.rule.tokens_per_tile for cut in tiles]
+        left = iter(widths)
         ids: list[int] = []
         labels: list[int] = []
 
         def add(text: str, learned: bool) -> None:
             pictures = text.replace(IMAGE, BEFORE + CONTEXT_TOKEN + AFTER)
             for i in self.tokenizer.encode(pictures, add_special_tokens=False).ids:
-                run = next(widths) if i == self.context else 1
+                run = next(left) if i == self.context else 1
                 ids.extend([i] * run)
                 labels.extend([i if learned else IGNORE] * run)
 
@@ -104,7 +105,7 @@ class Encoder:
                 prompt += opening + turn.text + c.end
         if prompt:
             add(prompt, learned=False)
-        return Encoded(ids, labels, tiles, ids.count(self.context))
+        return Encoded(ids, labels, tiles, sum(widths))
 
 
 def open_encoder(path: Path, max_tiles: int | None = None) -> Encoder:

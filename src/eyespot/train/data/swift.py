@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 KNOWN = {"id", "messages", "images", "videos", "objects"}
 REFUSED = ("audios", "tools", "rejected_response", "rejected_messages")
 REF, BBOX = "<ref-object>", "<bbox>"
-BBOX_TYPES = ("real", "norm1", "norm1000")  # pixels, 0 to 1, thousandths
+# bbox_type -> what it calls the width and height of a picture; None: its pixels.
+UNITS: dict[str, Size | None] = {"real": None, "norm1": (1, 1), "norm1000": (boxes.SCALE, boxes.SCALE)}
 
 
 def read(row: Mapping[str, Any], place: Place, root: Path) -> Record:
@@ -39,7 +41,7 @@ def read(row: Mapping[str, Any], place: Place, root: Path) -> Record:
     videos = fields.paths(row.get("videos"), place, root, "videos")
     if row.get("objects"):
         refs, found = objects(row["objects"], place, lambda at: images.size(pictures[at]), len(pictures))
-        turns = fill(turns, refs, found, place)
+        turns = fill(turns, refs, [placed.thousandths for placed in found], place)
     return Record(
         marked(marked(turns, VIDEO, len(videos)), IMAGE, len(pictures)),
         pictures,
@@ -50,16 +52,28 @@ def read(row: Mapping[str, Any], place: Place, root: Path) -> Record:
     )
 
 
-def objects(
-    raw: object, place: Place, size_of: Callable[[int], Size], pictures: int
-) -> tuple[list[str], list[tuple[int, int, int, int]]]:
-    """Names and boxes of an `objects`, the boxes in thousandths. size_of: of picture i of `pictures`, in pixels."""
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A box [x1, y1, x2, y2] in picture `owner` (from 0), in the unit that makes the picture `size` wide and high."""
+
+    owner: int
+    box: Sequence[float]
+    size: Size
+
+    @property
+    def thousandths(self) -> tuple[int, int, int, int]:
+        return boxes.to_thousandths(self.box, self.size)
+
+
+def objects(raw: object, place: Place, size_of: Callable[[int], Size], pictures: int) -> tuple[list[str], list[Placed]]:
+    """Names and boxes of an `objects`. size_of: of picture i of `pictures`, in pixels. BadRecord lists boxes without an
+    area or outside their picture."""
     if not isinstance(raw, Mapping):
         raise fields.bad(place, "objects", raw, '{"ref": [...], "bbox": [...]}, as ms-swift 3 writes it')
     refs, found = raw.get("ref") or [], raw.get("bbox") or []
     kind, owners = raw.get("bbox_type") or "real", raw.get("image_id") or []
-    if kind not in BBOX_TYPES:
-        raise fields.bad(place, "bbox_type", kind, ", ".join(BBOX_TYPES))
+    if not isinstance(kind, str) or kind not in UNITS:
+        raise fields.bad(place, "bbox_type", kind, ", ".join(UNITS))
     if not isinstance(refs, list) or not all(isinstance(ref, str) for ref in refs):
         raise fields.bad(place, "objects.ref", refs, "a list of texts")
     if not isinstance(found, list) or not isinstance(owners, list):
@@ -72,8 +86,9 @@ def objects(
         if not isinstance(box, list) or len(box) != 4 or not all(type(n) in (int, float) for n in box):
             raise fields.bad(place, f"bbox {number + 1}", box, "[x1, y1, x2, y2]")
         try:
-            size = {"norm1": (1, 1), "norm1000": (boxes.SCALE, boxes.SCALE)}.get(kind) or size_of(owner)
-            made.append(boxes.to_thousandths(box, size))
+            size = UNITS[kind] or size_of(owner)
+            boxes.check(box, size)
+            made.append(Placed(owner, box, size))
         except EyespotError as error:
             faults.append(f"bbox {number + 1}: {error}")
     if faults:

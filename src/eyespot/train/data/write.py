@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from eyespot import images
+from eyespot.errors import EyespotError
 from eyespot.train.data import internvl
 from eyespot.train.data.record import Record
 
@@ -41,7 +42,8 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_jsonl(records: Iterable[Record], out: Path) -> int:
-    """Writes records to `out`, and to `NAME_images/` beside it those pictures that are not files. Returns their number.
+    """Writes records to `out`, and to `NAME_images/` beside it those pictures that are not files. Returns their number;
+    EyespotError when there is none.
 
     Paths are relative to the directory of `out`, so that the two can be moved together with what they point to.
     """
@@ -52,6 +54,8 @@ def write_jsonl(records: Iterable[Record], out: Path) -> int:
             row = internvl.row(record, pictures, [_relative(video.path, out) for video in record.videos])
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             count += 1
+        if not count:
+            raise EyespotError(f"{out}: no sound record to write")
     return count
 
 
