@@ -1,4 +1,5 @@
-"""Every family from a checkpoint to the engine's tokens, against transformers: nothing quantized, so all must agree.
+"""Every family from a checkpoint to the engine's tokens: unquantized against transformers, quantized against the
+reference over the same stored numbers.
 
 The models are test_families': all of models.TINY, rope rules, windows, names and ties, with its weights of the day.
 """
@@ -19,7 +20,9 @@ import models
 from eyespot import _native
 from eyespot.checkpoint import open_checkpoint
 from eyespot.compile import Options, compile_model
+from eyespot.program.reference import Reference
 from eyespot.run.engine import Engine
+from test_compile import Stored
 from test_families import CASES, EYES, LIMIT, SEED, STEPS, assert_near, picture_prompt, pixels, prompt
 
 MODELS: dict[str, Callable[[Path], Any]] = {
@@ -89,6 +92,44 @@ def test_the_engine_answers_as_transformers(case: str, tmp_path: Path) -> None:
             assert_same_answer(engine, truth, tokens, tiles)
     assert truth is not None
     assert len(truth.tokens) == STEPS == 32
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+# How far the engine may be from the reference. A8: a number that lies on the edge between two integers may go either
+# way, which moves one of some 60 products by one part in 127.
+NEAR = {"W8A16": 1e-4, "W4A16-g64": 1e-4, "W8A8-g32": 0.02, "W4A8-g32-asym": 0.02}
+
+
+@pytest.mark.parametrize("scheme", NEAR)
+@pytest.mark.parametrize("family", models.TINY)
+def test_the_engine_multiplies_with_what_is_stored(family: str, scheme: str, tmp_path: Path) -> None:
+    """Sizes that fill neither panels nor groups; every instruction set of this machine."""
+    models.TINY[family](tmp_path / "c", seed=SEED)
+    options = Options(scheme=scheme, vision_scheme=scheme, kv_cache="f32", ctx_size=256, prefill_chunk=16)
+    compile_model(open_checkpoint(tmp_path / "c"), tmp_path / "b", options)
+    stored = Stored(tmp_path / "b")
+    shapes = [w.shape for w in stored.program.weights.values() if w.scheme == scheme]
+    assert any(m % 16 for m, _ in shapes)
+    assert any(k % 32 for _, k in shapes)
+    reference = Reference(stored.program, stored.__getitem__)
+    eyes = "vision" in stored.program.graphs
+    tokens, tiles = (picture_prompt(2, 4), pixels(2, 56)) if eyes else (prompt(), None)
+    truth_features = None if tiles is None else reference.encode(tiles)
+    truth = reference.prefill(tokens, truth_features, want=len(tokens))
+    step = reference.decode(7)
+    ran = []
+    for isa, runs in _native.isas().items():
+        if runs:
+            with Engine(tmp_path / "b", isa=isa) as engine:
+                if tiles is not None:
+                    assert distance(engine.encode(tiles), truth_features) < NEAR[scheme], isa
+                assert distance(engine.prefill(tokens, truth_features, want=len(tokens)), truth) < NEAR[scheme], isa
+                assert distance(engine.decode(7), step) < NEAR[scheme], isa
+            ran.append(isa)
+    assert "scalar" in ran
 
 
 def test_no_family_is_left_out() -> None:

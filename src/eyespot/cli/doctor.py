@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from typing import Annotated, Any
 
+from eyespot import limits
 from eyespot.cli.flags import flag
 
 LIBRARIES = ("numpy", "tokenizers", "Pillow", "jinja2", "huggingface-hub", "typer", "rich", "gguf")
@@ -27,7 +28,7 @@ def command(
     else:
         for name, value in found.items():
             line(f"{name:<12} {_text(value)}", sys.stdout)
-    return OK if found["engine"]["error"] is None else FAILED
+    return OK if found["engine"]["error"] is None and found["threads"]["error"] is None else FAILED
 
 
 def examine() -> dict[str, Any]:
@@ -39,7 +40,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
-        "threads": {"usable": _usable(), "machine": os.cpu_count()},
+        "threads": _threads(),
         "memory": _memory(),
         "engine": _engine(),
         "libraries": {name: _version(name) for name in LIBRARIES},
@@ -49,6 +50,8 @@ def examine() -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict) and value and all(isinstance(v, bool) for v in value.values()):
+        return " ".join(k if v else f"({k})" for k, v in value.items())  # in brackets: not on this machine
     if isinstance(value, dict):
         shown = (f"{k}: {_text(v)}" for k, v in value.items() if v is not None)
         return ", ".join(shown) or "none"
@@ -59,10 +62,16 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _usable() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+def _threads() -> dict[str, Any]:
+    """Processors of the machine, those this process may use, and the threads of a run that names none."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    forced, error = os.environ.get("EYESPOT_THREADS", ""), None
+    if forced and not (
+        forced.isascii() and forced.isdigit() and len(forced) < 10 and 1 <= int(forced) <= limits.THREADS
+    ):
+        error = f"EYESPOT_THREADS={forced} cannot be honoured; expected 1 to {limits.THREADS}"
+    chosen = None if error else int(forced or min(usable, limits.THREADS))
+    return {"machine": os.cpu_count(), "usable": usable, "chosen": chosen, "error": error}
 
 
 def _cpu() -> str:
