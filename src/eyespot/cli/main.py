@@ -27,6 +27,7 @@ VERBS = {
     "bench": ("bench", "Measure how fast a bundle runs, beside what this machine can do."),
     "train": ("train", "Check training data."),
     "convert-data": ("convert_data", "Turn annotations and other formats into training data."),
+    "eval": ("eval", "Score models on a set of questions, by task."),
     "scenes": ("scenes", "Draw pictures with questions and exact answers."),
     "inspect": ("inspect", "Show what is in a bundle or a checkpoint."),
     "doctor": ("doctor", "Show this machine and what the engine will use of it."),
