@@ -48,7 +48,7 @@ def internvl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """W8A16, int8 vision: under 90 s and 3 GB; a 12-tile picture and its thumbnail answered at cosine > 0.999."""
+    """W8A8-g32, W8A8 vision: under 90 s and 3 GB; a 12-tile picture and its thumbnail answered at cosine > 0.999."""
     from eyespot.checkpoint import open_checkpoint
     from eyespot.families import build
     from eyespot.program.reference import Reference
@@ -57,9 +57,9 @@ def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.Captur
     from eyespot.run.model import load
 
     source, bundle = internvl / "checkpoint", internvl / "bundle"
-    seconds, peak, _ = measured("compile", source, "-o", bundle, "--scheme", "W8A16")
+    seconds, peak, _ = measured("compile", source, "-o", bundle)
     with capsys.disabled():
-        print(f"\n  InternVL2-1B to W8A16 + W8A8 vision: {seconds:.1f} s, peak {peak / GIB:.2f} GiB")
+        print(f"\n  InternVL2-1B to W8A8-g32 + W8A8 vision: {seconds:.1f} s, peak {peak / GIB:.2f} GiB")
     assert seconds < 90
     assert peak < 3e9
 
@@ -98,9 +98,9 @@ def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.Captur
 
 
 def test_cold_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Process start to first token of a 16-token prompt, 0.5B at W8A16, warm page cache: median of 5 under 0.5 s."""
+    """Process start to first token of a 16-token prompt, 0.5B at W8A8-g32, warm page cache: median of 5 under 0.5 s."""
     shapes.qwen2_05b(tmp_path / "checkpoint")
-    measured("compile", tmp_path / "checkpoint", "-o", tmp_path / "bundle", "--scheme", "W8A16")
+    measured("compile", tmp_path / "checkpoint", "-o", tmp_path / "bundle")
     prompt = "abcdefghijklmnopqrstuvwxyzabcdef"  # two letters a token
     command = [sys.executable, "-m", "eyespot", "run", "-m", str(tmp_path / "bundle")]
     command += ["--raw", "-p", prompt, "-n", "1", "--temp", "0", "--json"]
@@ -117,11 +117,11 @@ def test_cold_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_llama3_8b_compiles_and_decodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """8B at W4A16 under 6 GB peak memory, and it decodes."""
+    """8B at W4A8-g64 under 6 GB peak memory, and it decodes."""
     shapes.llama3_8b(tmp_path / "checkpoint")
-    seconds, peak, _ = measured("compile", tmp_path / "checkpoint", "-o", tmp_path / "bundle", "--scheme", "W4A16")
+    seconds, peak, _ = measured("compile", tmp_path / "checkpoint", "-o", tmp_path / "bundle", "--scheme", "W4A8")
     with capsys.disabled():
-        print(f"\n  Llama-3-8B to W4A16: {seconds:.0f} s, peak {peak / GIB:.2f} GiB")
+        print(f"\n  Llama-3-8B to W4A8-g64: {seconds:.0f} s, peak {peak / GIB:.2f} GiB")
     assert peak < 6e9
     _, peak, out = measured("run", "-m", tmp_path / "bundle", "--raw", "-p", "abc", "-n", "4", "--temp", "0", "--json")
     answer = json.loads(out)
