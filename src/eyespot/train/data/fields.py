@@ -17,9 +17,9 @@ from eyespot.train.data.record import BadRecord, Place, Turn
 Row = Mapping[str, Any]
 
 
-def bad(place: Place, what: str, found: object = None, expected: str | None = None) -> BadRecord:
-    """A BadRecord of one fault."""
-    what += "" if found is None else f" is {one_line(repr(found), 80)}"
+def bad(place: Place, what: str, found: object = ..., expected: str | None = None) -> BadRecord:
+    """A BadRecord of one fault: `what` is `found`, expected `expected`; what is left out is not said."""
+    what += "" if found is ... else f" is {one_line(repr(found), 80)}"
     return BadRecord(place, [what if expected is None else f"{what}, expected {expected}"])
 
 
@@ -52,7 +52,7 @@ def paths(raw: object, place: Place, root: Path, key: str) -> tuple[Path, ...]:
     """A path, a list of them, or nothing; relative ones begin at `root`."""
     given: list[Any] = [] if raw is None else raw if isinstance(raw, list) else [raw]
     if len(given) > limits.IMAGES:
-        raise bad(place, f"{len(given)} entries of {key}", None, f"at most {limits.IMAGES}")
+        raise bad(place, f"{len(given)} entries of {key}", ..., f"at most {limits.IMAGES}")
     for path in given:
         if not isinstance(path, str) or not path or "\0" in path or len(path) > 4096:
             raise bad(place, key, path, "a path or a list of paths")

@@ -153,7 +153,7 @@ def _samples(path: Path) -> Iterator[int]:
 def _content(file: IO[bytes], member: tarfile.TarInfo, kind: str, place: Place) -> bytes:
     limit = limits.IMAGE_FILE_BYTES if kind.rpartition(".")[2] in PICTURES else limits.RECORD_BYTES
     if member.size > limit:
-        raise fields.bad(place, f"{kind} of {member.size} bytes", None, f"at most {limit}")
+        raise fields.bad(place, f"{kind} of {member.size} bytes", ..., f"at most {limit}")
     data = file.read(member.size)
     if len(data) < member.size:
         raise fields.bad(place, f"{kind} is cut off")

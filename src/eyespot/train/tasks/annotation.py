@@ -91,7 +91,7 @@ def placed(
     """The `objects` of a row, a name for each box. size_of: of picture i of `pictures`, in pixels."""
     names, found = swift.objects(row.get("objects"), place, size_of, pictures)
     if not found or len(names) != len(found):
-        raise fields.bad(place, f"{len(names)} names for {len(found)} boxes", None, "one each, and at least one")
+        raise fields.bad(place, f"{len(names)} names for {len(found)} boxes", ..., "one each, and at least one")
     if not all(name.strip() for name in names):
         raise fields.bad(place, "a name is empty")
     return names, found
