@@ -372,9 +372,13 @@ def test_what_the_model_refuses_scores_nothing_and_is_counted(questions: Path) -
 def test_interval_against_wilsons_own_numbers() -> None:
     """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662, 0 of 20 gives 0 to 0.1611, by Wilson's method."""
     for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (0, 20, 0.0, 0.1611)):
-        mean, margin = interval([1.0] * hits + [0.0] * (n - hits))
-        assert mean == hits / n
-        assert margin == pytest.approx((high - low) / 2, abs=1e-4)
+        assert interval([1.0] * hits + [0.0] * (n - hits)) == pytest.approx((low, high), abs=1e-4)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_an_interval_holds_its_mean(scores: list[float]) -> None:
+    low, high = interval(scores)
+    assert 0 <= low <= sum(scores) / len(scores) <= high <= 1
 
 
 # Pages and the verb

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from eyespot.evaluate import Report
+    from eyespot.evaluate import Report, Row
 
 
 def command(
@@ -57,7 +57,7 @@ def command(
     if as_json:
         print(json.dumps(found))
     else:
-        show(reports, f"{data}: {len(samples)} questions, score in % and half its 95 % interval")
+        show(reports, f"{data}: {len(samples)} questions, score in % and its 95 % interval")
 
 
 @contextmanager
@@ -88,9 +88,13 @@ def show(reports: Sequence[Report], title: str) -> None:
 
     rows = []
     for i, row in enumerate(reports[0].rows):
-        cells = [f"{100 * r.rows[i].score:.1f} ±{100 * r.rows[i].margin:.1f}" for r in reports]
+        cells = [_cell(r.rows[i]) for r in reports]
         rows.append((row.task, row.metric, row.count, *cells))
     show_table(title, ("task", "metric", "questions", *(r.model for r in reports)), rows)
     for r in reports:
         if refused := r.rows[-1].errors:
             print(f"eyespot: warning: {r.model} refused {refused} questions, which score 0", file=sys.stderr)
+
+
+def _cell(row: Row) -> str:
+    return f"{100 * row.score:.1f} ({100 * row.low:.0f}-{100 * row.high:.0f})"

@@ -31,8 +31,10 @@ def plot(reports: Sequence[Report], path: Path) -> None:
     axes, width = figure.subplots(), 0.8 / len(reports)
     for i, report in enumerate(reports):
         places = [n + (i - (len(reports) - 1) / 2) * width for n in range(len(names))]
-        scores, margins = [100 * row.score for row in report.rows], [100 * row.margin for row in report.rows]
-        axes.bar(places, scores, width * 0.95, yerr=margins, label=report.model, capsize=2)
+        scores = [100 * row.score for row in report.rows]
+        below = [100 * (row.score - row.low) for row in report.rows]
+        above = [100 * (row.high - row.score) for row in report.rows]
+        axes.bar(places, scores, width * 0.95, yerr=(below, above), label=report.model, capsize=2)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set(ylim=(0, 105), ylabel="score, %")
     axes.grid(axis="y", alpha=0.3)

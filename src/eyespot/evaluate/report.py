@@ -15,13 +15,14 @@ TOTAL, NOVEL = "all", "novel"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """score: mean, 0 to 1. margin: half of its 95 % interval. errors: questions the model refused."""
+    """score: mean, 0 to 1. low, high: its 95 % interval. errors: questions the model refused."""
 
     task: str
     metric: str
     count: int
     score: float
-    margin: float
+    low: float
+    high: float
     errors: int
 
 
@@ -63,14 +64,20 @@ def _grouped(samples: Sequence[Sample], results: Sequence[Result]) -> Iterable[S
 def _row(task: str, scored: Sequence[Scored]) -> Row:
     metrics = sorted({sample.metric for sample, _, _ in scored})
     scores = [score for _, score, _ in scored]
-    mean, margin = interval(scores)
+    low, high = interval(scores)
     refused = sum(refused for _, _, refused in scored)
-    return Row(task, metrics[0] if len(metrics) == 1 else "mixed", len(scores), mean, margin, refused)
+    return Row(
+        task, metrics[0] if len(metrics) == 1 else "mixed", len(scores), sum(scores) / len(scores), low, high, refused
+    )
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of its 95 % interval: Wilson's, whose variance does not vanish at 0 and 1 (Wilson 1927), with the
-    mean in the place of the share of hits; scores between 0 and 1 vary less than hits of the same mean."""
+    """The 95 % interval of the mean by Wilson's method (1927), which stays honest near 0 and 1.
+
+    The mean stands in the place of the share of hits; scores between 0 and 1 vary less than hits of the same mean.
+    """
     n, z = len(scores), 1.96
     mean = sum(scores) / n
-    return mean, z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    centre, shrink = (mean + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n)
+    half = shrink * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half))  # at 0 and 1 rounding may miss it
