@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -60,6 +61,7 @@ def row(**more: Any) -> dict[str, Any]:
 
 
 def shard(path: Path, *members: tuple[str, bytes]) -> Path:
+    path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -148,6 +150,7 @@ def test_every_format_becomes_the_same_record(format: str, forced: bool, tmp_pat
     assert [images.size(p) for p in record.images] == [(200, 80)]
     assert record.unused == ()
     assert list(Check(data).faults()) == []
+    assert pickle.loads(pickle.dumps(data))[0] == record  # as workers get it
     written = tmp_path / "out" / "again.jsonl"
     assert write_jsonl([record], written) == 1
     again = open_set(written)[0]
@@ -253,6 +256,16 @@ def test_llama_factory_sets_that_are_refused(entry: dict[str, Any], words: str, 
 def test_shards_captions_parts_and_ranges(tmp_path: Path) -> None:
     asked = json.dumps({"messages": [{"role": "user", "content": "Same?"}, {"role": "assistant", "content": "No."}]})
     shard(tmp_path / "s-00.tar", ("x/1.png", png()), ("x/1.txt", b" A cat. "), ("x/1.json", b'{"width": 3}'))
+    found = {"ref": ["cat"], "bbox": [[20, 20, 100, 60]]}
+    boxed = [{"role": "user", "content": "<ref-object>?"}, {"role": "assistant", "content": "<bbox>"}]
+    shard(
+        tmp_path / "b" / "s.tar",
+        ("1.png", png()),
+        ("1.json", json.dumps({"messages": boxed, "objects": found}).encode()),
+    )
+    assert checked(open_set(tmp_path / "b")[0]).turns == dialogue(
+        "<image>\n<ref>cat</ref>?", "<box>[[100,250,500,750]]</box>"
+    )
     shard(tmp_path / "s-01.tar", ("2.0.png", png()), ("2.json", asked.encode()), ("2.1.PNG", png((5, 4))))
     for source in (tmp_path, f"{tmp_path}/s-{{00..01}}.tar"):
         data = open_set(source)

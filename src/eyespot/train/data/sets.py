@@ -163,7 +163,7 @@ def open_set(source: str | Path, format: str | None = None, root: Path | None = 
     when not beside the file. UsageError when nothing is there or FORMATS has no such word; EyespotError for an empty
     set or a file that is no set. Bad rows are told when they are read.
     """
-    path, _, name = str(source).partition("#")
+    path, _, name = str(source).partition("#") if not Path(source).exists() else (str(source), "", "")
     if format is not None and format not in FORMATS:
         raise UsageError(f"no data format '{format}'", expected=", ".join(FORMATS))
     if not webdataset.BRACES.fullmatch(path) and not Path(path).exists():

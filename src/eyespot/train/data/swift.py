@@ -10,13 +10,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eyespot import images
 from eyespot.errors import EyespotError
 from eyespot.train.data import boxes, fields
 from eyespot.train.data.boxes import Size
 from eyespot.train.data.record import IMAGE, VIDEO, BadRecord, Place, Record, Turn, Video, marked
+
+if TYPE_CHECKING:
+    from eyespot.images import Source
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 KNOWN = {"id", "messages", "images", "videos", "objects"}
@@ -26,8 +29,9 @@ REF, BBOX = "<ref-object>", "<bbox>"
 UNITS: dict[str, Size | None] = {"real": None, "norm1": (1, 1), "norm1000": (boxes.SCALE, boxes.SCALE)}
 
 
-def read(row: Mapping[str, Any], place: Place, root: Path) -> Record:
+def read(row: Mapping[str, Any], place: Place, root: Path, given: tuple[Source, ...] | None = None) -> Record:
     """The record of one row; pictures are looked for from `root`, and opened for their size where boxes need it.
+    given: the pictures, where the row's `images` shall not count.
 
     Pictures that no turn mentions come first in the first question, as in ms-swift. BadRecord names the fault.
     """
@@ -37,7 +41,7 @@ def read(row: Mapping[str, Any], place: Place, root: Path) -> Record:
     turns = fields.turns(row.get("messages"), place, "role", "content", ROLES)
     if any("loss" in message for message in row["messages"]):
         raise fields.bad(place, "'loss' of a message is not a key eyespot trains on")
-    pictures = fields.paths(row.get("images"), place, root, "images")
+    pictures = fields.paths(row.get("images"), place, root, "images") if given is None else given
     videos = fields.paths(row.get("videos"), place, root, "videos")
     if row.get("objects"):
         refs, found = objects(row["objects"], place, lambda at: images.size(pictures[at]), len(pictures))

@@ -70,7 +70,10 @@ def frames(video: Video, most: int = FRAMES) -> list[Path | Image]:
     if video.path.is_dir():
         if video.clip is not None:
             raise EyespotError(f"{video.path}: a directory of frames has no seconds", found=f"clip {list(video.clip)}")
-        names = sorted(entry for entry in video.path.iterdir() if entry.suffix.lower() in STILLS)
+        try:
+            names = sorted(entry for entry in video.path.iterdir() if entry.suffix.lower() in STILLS)
+        except OSError as error:
+            raise EyespotError(f"{video.path}: cannot be read ({error.strerror})") from None
         if not 0 < len(names) <= limits.VIDEO_FRAMES:
             raise EyespotError(f"{video.path}: {len(names)} frames", expected=f"1 to {limits.VIDEO_FRAMES}")
         return [names[i] for i in chosen(len(names), most)]

@@ -70,11 +70,10 @@ def record(parts: Mapping[str, bytes], place: Place, root: Path) -> Record:
             raise BadRecord(place, [str(error)]) from None
     if not isinstance(row, dict):
         raise fields.bad(place, "json", row, "an object")
-    words = {key: value for key, value in row.items() if key not in ("image", "images")}  # theirs are the members
     if "conversations" in row:
-        made = internvl.plain(words, place, root)
-    elif "messages" in row and not row.get("objects"):
-        made = swift.read(words, place, root)
+        made = internvl.plain({**row, "image": None}, place, root)  # its pictures are the members
+    elif "messages" in row:
+        made = swift.read(row, place, root, pictures)
     elif "txt" in parts:
         made = Record(dialogue(CAPTION, parts["txt"].decode("utf-8", "replace").strip()), place=place)
     else:
