@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from eyespot.train.scenes import vocabulary
 from eyespot.train.scenes.glyphs import RGB, SEEN, distance
@@ -60,9 +61,15 @@ def near(rng: Random, colour: RGB, stray: int) -> RGB:
 
 def _cells(rng: Random, base: RGB, count: int, stray: int) -> Image.Image:
     """count x count pixels, each near the base colour."""
-    tables = [[min(255, max(0, c - stray + 2 * stray * v // 255)) for v in range(256)] for c in base]
-    noise = Image.frombytes("RGB", (count, count), rng.randbytes(3 * count * count))
-    return noise.point([v for table in tables for v in table])
+    noise = rng.randbytes(3 * count * count).translate(_noise_table(stray))
+    cells = Image.frombytes("RGB", (count, count), noise)
+    return ImageChops.add(cells, Image.new("RGB", cells.size, base), offset=-stray)
+
+
+@cache
+def _noise_table(stray: int) -> bytes:
+    """Byte -> 0 to 2 * stray."""
+    return bytes(2 * stray * v // 255 for v in range(256))
 
 
 def _stripes(rng: Random, base: RGB, side: int) -> Image.Image:

@@ -189,14 +189,23 @@ def _text_mask(text: str, face: str, size: int, angle: int) -> Image.Image:
     return mask.crop(_visible(mask))
 
 
+@lru_cache(1 << 14)
+def _extent(words: str, face: str) -> tuple[float, float, float, float]:
+    """Box of a text at an em of 100 pixels."""
+    return font(face, 100).getbbox(words)
+
+
 def text(words: str, face: str, colour: RGB, width: int, height: int, angle: int = 0) -> Sprite:
     """A line of text in one colour, as large as fits into width x height pixels before it is turned."""
-    left, top, right, bottom = font(face, 100).getbbox(words)
+    left, top, right, bottom = _extent(words, face)
     size = int(100 * min(width / (right - left), height / (bottom - top)))
     return Sprite(_text_mask(words, face, max(size, 8), angle), colour)
 
 
+_THRESHOLD = bytes(255 * (v >= OPAQUE) for v in range(256))
+
+
 def _visible(alpha: Image.Image) -> tuple[int, int, int, int]:
     """The box of what counts as visible."""
-    box = alpha.point([255 * (v >= OPAQUE) for v in range(256)]).getbbox()
+    box = Image.frombytes("L", alpha.size, alpha.tobytes().translate(_THRESHOLD)).getbbox()
     return box or (0, 0, alpha.width, alpha.height)
