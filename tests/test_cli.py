@@ -162,7 +162,14 @@ def test_doctor(bundle: Path) -> None:
     import eyespot as library
 
     with library.load(bundle) as model:  # what doctor says is what the engine does
-        assert model.engine.info["isa"] == json.loads(eyespot("doctor", "--json").stdout)["engine"]["chosen"]
+        said = json.loads(eyespot("doctor", "--json").stdout)
+        assert model.engine.info["isa"] == said["engine"]["chosen"]
+        assert model.engine.info["threads"] == said["threads"]["chosen"]
+    for text in ("0", "x", "-1", "99999"):
+        bad = eyespot("doctor", EYESPOT_THREADS=text)
+        assert bad.returncode == 1
+        assert f"EYESPOT_THREADS={text} cannot be honoured; expected 1 to 256" in bad.stdout
+    assert json.loads(eyespot("doctor", "--json", EYESPOT_THREADS="3").stdout)["threads"]["chosen"] == 3
     bad = eyespot("doctor", EYESPOT_ISA="abacus")
     assert bad.returncode == 1
     assert "cannot be honoured" in bad.stdout
