@@ -1,7 +1,7 @@
 // test.cc: every kernel of kernels.inc of every instruction set that runs here, at sizes around each lane and tile boundary,
 // on misaligned pointers. Float results are held against the same formula in double, within a bound derived from the length
 // of the sum; integer and conversion results must equal the scalar kernel's bit for bit; results must not depend on how a
-// call is split. An instruction set this machine lacks is reported as untested.
+// call is split. An instruction set this machine lacks is reported as untested. Arguments, if any, are the sets to run.
 #include "kernels/test.h"
 
 #include <algorithm>
@@ -277,19 +277,22 @@ void check(const std::string& name, const std::string&, void (*kernel)(const Add
 }  // namespace
 }  // namespace eyespot
 
-int main() {
+int main(int count, char** names) {
   using namespace eyespot;
-  for (Isa isa : ISAS)
-    std::printf("%s: %s\n", isa_name(isa), isa_runs_here(isa) ? "executed" : "untested: this machine lacks it");
   for (Isa isa : ISAS) {
-    if (!isa_runs_here(isa)) continue;
+    const char* name = isa_name(isa);
+    const bool runs = isa_runs_here(isa);
+    const bool wanted = count < 2 || std::any_of(names + 1, names + count, [&](const char* n) { return !std::strcmp(n, name); });
+    std::printf("%s: %s\n", name, !runs ? "untested: this machine lacks it" : !wanted ? "untested: not asked for" : "executed");
+    std::fflush(stdout);
+    if (!runs || !wanted) continue;
     const Kernels& kernels = kernels_for(isa);
-    const std::string suffix = std::string("_") + isa_name(isa);
+    const std::string suffix = std::string("_") + name;
 #define KERNEL(op, format, type) \
   check(#op "_" #format + suffix, #format, kernels.op##_##format, scalar::KERNELS.op##_##format);
 #include "kernels/kernels.inc"
 #undef KERNEL
-    check_spans(isa_name(isa), kernels);
+    check_spans(name, kernels);
   }
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;

@@ -278,7 +278,7 @@ void check(const std::string& name, const std::string& format, void (*kernel)(co
               const int64_t place = which ? v_place(at + r, i, dim) : k_place(at + r, i, dim);
               if (format == "f32") std::memcpy(to + place * 4, &x[i], 4);
               if (format == "int8")
-                to[place] = static_cast<char>(scale > 0 ? std::nearbyint(x[i] * (1.0f / scale)) : 0.0f);
+                to[place] = static_cast<char>(static_cast<int>(scale > 0 ? std::nearbyint(x[i] * (1.0f / scale)) : 0.0f));
               if (format != "f16") continue;
               const uint16_t h = half_of_float(x[i]);
               std::memcpy(to + place * 2, &h, 2);
