@@ -14,7 +14,6 @@ constexpr int PAIR = ACROSS == 1 ? 2 : 1;        // panels of a tile: at least t
 constexpr int64_t ROW_BYTES = 384 << 10;         // of x worked on at a time
 constexpr int64_t QUAD = PANEL * 4;              // bytes of [16 rows][4 columns]
 
-constexpr int TILE_ROWS = 4;                     // rows of x in registers: with two vectors across, 8 sums and 8 dots
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // How the numbers of a format lie in a group, and what makes them floats.
@@ -124,6 +123,7 @@ struct A8 {
   using Form = Format<Bits, Whole, Minimum>;
   // What dot() takes every stored number for too much: sums begin with it taken off.
   static constexpr int32_t EXCESS = Bits == 8 ? OFFSET8 : Minimum ? 0 : 8;
+  static constexpr int ROWS = Whole ? 6 : 4;  // of a tile; measured. A sum without groups needs no float beside it.
 
   template <int R, int P>
   static void tile(const LinearA8Args& a, const typename Form::Walk& walk, int64_t r, int64_t panel) {
@@ -169,7 +169,9 @@ struct A8 {
 
   template <int P>
   static void strips(const LinearA8Args& a, const typename Form::Walk& walk, int64_t r, int64_t stop, int64_t panel) {
-    for (; r + TILE_ROWS <= stop; r += TILE_ROWS) tile<TILE_ROWS, P>(a, walk, r, panel);
+    for (; r + ROWS <= stop; r += ROWS) tile<ROWS, P>(a, walk, r, panel);
+    if constexpr (ROWS > 4)
+      if (stop - r >= 4) tile<4, P>(a, walk, r, panel), r += 4;
     if (stop - r == 3) tile<3, P>(a, walk, r, panel);
     if (stop - r == 2) tile<2, P>(a, walk, r, panel);
     if (stop - r == 1) tile<1, P>(a, walk, r, panel);
@@ -182,7 +184,7 @@ struct A8 {
       for (int64_t panel = begin; panel < end; ++panel) tile<1, 1>(a, walk, 0, panel);
       return;
     }
-    const int64_t block = ROW_BYTES / a.x_stride / 4 * 4, rows = block < 32 ? 32 : block;
+    const int64_t block = ROW_BYTES / a.x_stride / ROWS * ROWS, rows = block < 8 * ROWS ? 8 * ROWS : block;
     for (int64_t r = 0; r < a.rows; r += rows) {
       const int64_t stop = least(r + rows, a.rows);
       int64_t panel = begin;
