@@ -5,7 +5,6 @@ Knows Programs, callables and an engine seen through a Protocol; neither checkpo
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -88,18 +87,20 @@ def measure(
 def _worst(program: Program, rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """The blocks at which the error grows most, worst first, and what finds their weights in a tensor scheme.
 
-    A block passes on the error it was given, so what counts is by how much the square of the relative error grows.
+    A block passes on the error it was given, so what counts is by how much the square of the relative error grows, from
+    the picture on to the prompt. A decoded token tells nothing of its own: each layer meets the errors of its cache.
     """
-    grows: dict[tuple[str, str], tuple[float, str]] = {}
-    given, phase = 0.0, ""
+    grows: dict[tuple[str, str, str], float] = {}
+    given = 0.0
     for row in rows:
-        if row["phase"] != phase and row["phase"] == "decode":  # anew from a token; a prefill goes on from the features
-            given = 0.0
-        phase, error, at = row["phase"], row["relative_error"] ** 2, (row["graph"], row["block"])
-        grows[at] = max(grows.get(at, (-math.inf, "")), (error - given, phase))
-        given = error
-    order = sorted(grows, key=lambda at: -grows[at][0])[:WORST]
-    return [{"phase": grows[at][1], "block": at[1], "pattern": _pattern(program, *at)} for at in order]
+        if row["phase"] != "decode":
+            error = row["relative_error"] ** 2
+            grows[row["phase"], row["graph"], row["block"]] = error - given
+            given = error
+    order = sorted(grows, key=lambda at: -grows[at])[:WORST]
+    return [
+        {"phase": phase, "block": block, "pattern": _pattern(program, graph, block)} for phase, graph, block in order
+    ]
 
 
 def _pattern(program: Program, graph: str, name: str) -> str:
