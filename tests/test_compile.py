@@ -164,18 +164,36 @@ def test_plan_of_a_model_with_eyes(tmp_path: Path) -> None:
     layers = memory["kv_cache"]["layers"]
     assert len(layers) == 3
     assert {k: v for k, v in layers[0].items() if k != "offset"} == {
-        "bytes": 2 * up(2 * 50 * head_dim) + 2 * up(4 * 2 * 50), "kv_heads": 2, "head_dim": head_dim
-    }  # fmt: skip
+        "bytes": 2 * up(2 * 64 * head_dim) + 2 * up(4 * 2 * 64),
+        "kv_heads": 2,
+        "head_dim": head_dim,
+    }  # fmt: skip (room for whole blocks of 16 keys)
     spans = sorted((layer["offset"], layer["bytes"]) for layer in layers)
     assert all(a[0] + a[1] <= b[0] for a, b in pairwise(spans))
     assert memory["rope"] == {"text": [memory["rope"]["text"][0], 4 * 50 * head_dim]}
-    needed = [
-        Dim.parse(op["shape"][0]).per * (up(program.raw["weights"][op["weights"]["weight"]]["shape"][1]) + 4)
-        for block in program.raw["graphs"]["vision"]["blocks"]  # where W8A8 is
-        for op in block["ops"]
-        if op["kind"] == "linear"
-    ]
+    needed, shared = [], []
+    for op in (op for graph in program.raw["graphs"].values() for block in graph["blocks"] for op in block["ops"]):
+        rows = Dim.parse(op["shape"][0])
+        count = rows.per * memory["units"][rows.of]
+        if op["kind"] in ("linear", "head"):
+            weight = program.raw["weights"][op["weights"]["weight"]]
+            scheme, k = SCHEMES[weight["scheme"]], weight["shape"][1]
+            assert scheme.activation_bits == 8  # W8A8-g32 and W8A8
+            groups = -(-k // scheme.group) if scheme.group else 1
+            needed.append(count * (-(-k // 128) * 128 + 8 * groups))
+        if op["kind"] == "attention" and op["attrs"]["group"]:
+            a = op["attrs"]
+            keys = -(-a["group"] // 16) * 16
+            shared.append(count // a["group"] * 2 * up(a["kv_heads"] * keys * a["head_dim"] * 4))
     assert memory["scratch"][1] == max(needed)
+    assert memory["group_kv"][1] == max(shared)
+    heads = next(
+        op["attrs"]["heads"]
+        for block in program.raw["graphs"]["text"]["blocks"]
+        for op in block["ops"]
+        if op["kind"] == "attention"
+    )
+    assert memory["partial"][1] == 4 * heads * (head_dim + 2)  # 50 tokens are one span
     for offset in [o for values in (text, vision) for o, _ in values.values()]:
         assert offset % 64 == 0
 
