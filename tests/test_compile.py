@@ -164,10 +164,10 @@ def test_plan_of_a_model_with_eyes(tmp_path: Path) -> None:
     layers = memory["kv_cache"]["layers"]
     assert len(layers) == 3
     assert {k: v for k, v in layers[0].items() if k != "offset"} == {
-        "bytes": 2 * up(2 * 64 * head_dim) + 2 * up(4 * 2 * 64),
+        "bytes": 2 * up(2 * 64 * head_dim) + 2 * up(4 * 2 * 64),  # room for whole blocks of 16 keys
         "kv_heads": 2,
         "head_dim": head_dim,
-    }  # fmt: skip (room for whole blocks of 16 keys)
+    }
     spans = sorted((layer["offset"], layer["bytes"]) for layer in layers)
     assert all(a[0] + a[1] <= b[0] for a, b in pairwise(spans))
     assert memory["rope"] == {"text": [memory["rope"]["text"][0], 4 * 50 * head_dim]}
