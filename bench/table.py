@@ -100,23 +100,33 @@ def spread(values: Sequence[float]) -> float:
 
 
 def rows_table(
-    row: str, unit: str, sense: str, values: Values, reasons: Reasons, entered: Sequence[Contestant]
+    row: str,
+    unit: str,
+    sense: str,
+    values: Values,
+    reasons: Reasons,
+    entered: Sequence[Contestant],
+    others: Mapping[Contestant, Sequence[float]],
 ) -> list[str]:
-    """One row of the benchmark, a line a contestant; the ratio is to the best peer of the same bits."""
+    """One row of the benchmark, a line a contestant; the ratio is to the best peer of the same bits.
+
+    others: the share of the machine that other processes took while a value was measured.
+    """
     measured = {c: v for c, v in values.get(row, {}).items() if v}
     medians = {c: statistics.median(v) for c, v in measured.items()}
     best: Callable[..., float] = max if sense == HIGHER else min
     lines = []
     for c in [*entered, *(c for c in measured if c not in entered)]:
         if c not in measured:
-            lines.append(f"| {c} | not run: {reasons.get(c, 'its row was not asked for')} | | | |")
+            lines.append(f"| {c} | not run: {reasons.get(c, 'its row was not asked for')} | | | | |")
             continue
         peers = [m for other, m in medians.items() if not other.ours and other.bits == c.bits]
-        ratio = f"{medians[c] / best(peers):.2f}" if peers else ""
-        v = measured[c]
-        lines.append(f"| {c} | {number(medians[c])} | {number(best(v))} | {spread(v):.0%} | {ratio} |")
-    head = f"| {row} ({unit}) | median | best | spread | / best peer, same bits |"
-    return [head, "|---|---|---|---|---|", *lines, ""]
+        ratio = f"{medians[c] / best(peers):.2f}" if peers and best(peers) else ""  # float has no error
+        disturbed = f"{statistics.median(others[c]):.0%}" if others.get(c) else ""
+        figures = f"{number(medians[c])} | {number(best(measured[c]))} | {spread(measured[c]):.0%}"
+        lines.append(f"| {c} | {figures} | {ratio} | {disturbed} |")
+    head = f"| {row} ({unit}) | median | best | spread | / best peer, same bits | taken by others |"
+    return [head, "|---|---|---|---|---|---|", *lines, ""]
 
 
 def bars_table(values: Values, ours: str = "eyespot", suffix: str = "") -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gguf
@@ -156,11 +159,11 @@ def test_avx2_is_judged_beside_avx2() -> None:
 def test_every_contestant_has_its_line() -> None:
     lines = table.rows_table(
         *("tg64", "token/s", table.HIGHER, {"tg64": {OURS: [90.0, 120.0, 100.0], LLAMA: [50.0]}}),
-        *({GENAI: "no wheel for this machine"}, [OURS, LLAMA, GENAI]),
+        *({GENAI: "no wheel for this machine"}, [OURS, LLAMA, GENAI], {OURS: [0.0, 0.1, 0.02]}),
     )
-    assert "| eyespot W4A8-g32 | 100.0 | 120.0 | 30% | 2.00 |" in lines
-    assert "| llama.cpp Q4_0 | 50.0 | 50.0 | 0% | 1.00 |" in lines
-    assert "| onnxruntime-genai int4 | not run: no wheel for this machine | | | |" in lines
+    assert "| eyespot W4A8-g32 | 100.0 | 120.0 | 30% | 2.00 | 2% |" in lines
+    assert "| llama.cpp Q4_0 | 50.0 | 50.0 | 0% | 1.00 |  |" in lines
+    assert "| onnxruntime-genai int4 | not run: no wheel for this machine | | | | |" in lines
 
 
 def test_a_run_without_any_peer_prints_every_row_and_bar(capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,6 +216,20 @@ def test_a_worker_answers_fails_and_dies_in_words(adapter: Contestant, tmp_path:
             worker.call("die")
     finally:
         worker.close()
+
+
+def test_who_else_worked_during_a_call_is_seen() -> None:
+    spin = "import time; end = time.time() + 20\nwhile time.time() < end: pass"
+    other = subprocess.Popen([sys.executable, "-c", spin])
+    try:
+        share, answer = peers.others(os.getpid(), lambda: time.sleep(0.5) or "done")
+        of_it, _ = peers.others(other.pid, lambda: time.sleep(0.5))
+    finally:
+        other.kill()
+        other.wait()
+    assert answer == "done"
+    assert share > 0.05
+    assert of_it < share
 
 
 def test_formats_are_spelled_as_their_makers_read_them() -> None:
