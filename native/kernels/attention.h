@@ -40,35 +40,55 @@ constexpr int across(int rows) {
   return p;
 }
 
-// c[r][0 .. P * W) = (add ? c : 0) + sum over i < n of a[r][i] * b[i][..]; rows of a and c are WIDE apart; b's are `step`,
-// and its runs of PANEL columns `run`.
+// c[r][0 .. P * W) += sum over i < n of a[r][i] * b[i][..], in order; rows of a and c are WIDE apart; b's are `step`, and
+// its runs of PANEL columns `run`.
 template <int R, int P, class Format>
 [[gnu::noinline]] void product(const float* a, const typename Format::T* b, int64_t step, int64_t run, float* c,
-                               int64_t n, bool add) {
+                               int64_t n) {
   F sums[R][P];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < P; ++v) sums[r][v] = add ? load(c + r * WIDE + v * W) : all(0.0f);
+#pragma GCC unroll 8
+    for (int v = 0; v < P; ++v) sums[r][v] = load(c + r * WIDE + v * W);
   for (int64_t i = 0; i < n; ++i, b += step) {
-    F row[P];
-    for (int v = 0; v < P; ++v) row[v] = Format::load(b + v * W / PANEL * run + v * W % PANEL);
-    for (int r = 0; r < R; ++r) {
-      const F number = all(a[r * WIDE + i]);
-      for (int v = 0; v < P; ++v) sums[r][v] = fma(number, row[v], sums[r][v]);
+    const auto column = [&](int v) { return Format::load(b + v * W / PANEL * run + v * W % PANEL); };
+    if constexpr (R < P) {
+      F numbers[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) numbers[r] = all(a[r * WIDE + i]);
+#pragma GCC unroll 8
+      for (int v = 0; v < P; ++v) {
+        const F vector = column(v);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sums[r][v] = fma(numbers[r], vector, sums[r][v]);
+      }
+    } else {
+      F vectors[P];
+#pragma GCC unroll 8
+      for (int v = 0; v < P; ++v) vectors[v] = column(v);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const F number = all(a[r * WIDE + i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < P; ++v) sums[r][v] = fma(number, vectors[v], sums[r][v]);
+      }
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int v = 0; v < P; ++v) store(c + r * WIDE + v * W, sums[r][v]);
 }
 
 // The same for `columns` columns, a multiple of W.
 template <int R, class Format>
 inline void product_row(const float* a, const typename Format::T* b, int64_t step, int64_t run, float* c, int64_t n,
-                        int64_t columns, bool add) {
+                        int64_t columns) {
   constexpr int P = across(R);
   int64_t j = 0;
-  for (; j + P * W <= columns; j += P * W) product<R, P, Format>(a, b + j / PANEL * run, step, run, c + j, n, add);
+  for (; j + P * W <= columns; j += P * W) product<R, P, Format>(a, b + j / PANEL * run, step, run, c + j, n);
   for (; j < columns; j += W)
-    product<R, 1, Format>(a, b + j / PANEL * run + j % PANEL, step, run, c + j, n, add);
+    product<R, 1, Format>(a, b + j / PANEL * run + j % PANEL, step, run, c + j, n);
 }
 
 // use(R, i) for queries i .. i + R of `count`, R a constant.
@@ -107,8 +127,7 @@ inline void score(const typename Format::T* k, int64_t dim, int64_t from, int64_
     constexpr int R = decltype(rows)::value;
     const int64_t j = clip(down(desk.start[i]), from, to), stop = clip(up(desk.stop[i + R - 1]), from, to);
     if (j < stop)
-      product_row<R, Format>(desk.q[i], k + (j - from) * dim, PANEL, PANEL * dim, &desk.weights[i][j], dim, stop - j,
-                             false);
+      product_row<R, Format>(desk.q[i], k + (j - from) * dim, PANEL, PANEL * dim, &desk.weights[i][j], dim, stop - j);
   });
 }
 
@@ -121,7 +140,7 @@ inline void collect(const typename Format::T* v, int64_t stride, int64_t columns
     const int64_t j = clip(desk.start[i], from, to), stop = clip(desk.stop[i + R - 1], from, to);
     if (j < stop)
       product_row<R, Format>(&desk.weights[i][j], v + (j - from) * stride, stride, PANEL, desk.span.sums[i], stop - j,
-                             columns, true);
+                             columns);
   });
 }
 
@@ -129,13 +148,14 @@ inline void collect(const typename Format::T* v, int64_t stride, int64_t columns
 // are. Places that the query does not see may hold anything: they are replaced, never multiplied.
 inline void weigh(const float* k_scale, const float* v_scale, int64_t low, int64_t high, int64_t i, Desk& desk) {
   const F hidden = all(-__builtin_inff());
+  const int64_t start = desk.start[i], stop = desk.stop[i];
   float* row = desk.weights[i];
   F best = hidden;
   for (int64_t j = low; j < high; j += W) {
     F s = load(row + j);
     if (k_scale) s = s * load(k_scale + j);
-    s = choose(first(desk.stop[i] - j), s, hidden);
-    if (j < desk.start[i]) s = choose(first(desk.start[i] - j), hidden, s);
+    if (j < start) s = choose(first(start - j), hidden, s);
+    if (j + W > stop) s = choose(first(stop - j), s, hidden);
     best = max(best, s);
     store(row + j, s);
   }
@@ -143,7 +163,7 @@ inline void weigh(const float* k_scale, const float* v_scale, int64_t low, int64
   const F base = all(top == -__builtin_inff() ? 0.0f : top);  // nothing seen: all weights are 0
   F total = all(0.0f);
   for (int64_t j = low; j < high; j += W) {
-    const F weight = exp(load(row + j) - base);
+    const F weight = exp_below(load(row + j) - base);
     total = total + weight;
     store(row + j, v_scale ? weight * load(v_scale + j) : weight);
   }
@@ -163,6 +183,8 @@ inline void attend_span(const AttentionArgs& a, int64_t p, int64_t count, int64_
     std::memset(desk.span.sums[i], 0, static_cast<size_t>(dim) * sizeof(float));
   }
   const int64_t low = down(desk.start[0]), stop = desk.stop[count - 1], high = up(stop);
+  for (int64_t i = 0; i < count; ++i)
+    std::memset(&desk.weights[i][low], 0, static_cast<size_t>(high - low) * sizeof(float));
   // Few queries use the cache as it lies; for many, a part of it is made float once.
   constexpr bool FLOAT = std::is_same_v<Format, F32>;
   const bool few = count <= 2 * STRIP, whole = dim % W == 0;

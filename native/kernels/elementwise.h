@@ -76,17 +76,21 @@ inline float sum_of(int64_t n, const Term& term) {
 
 // ---- functions of a vector ----
 
-// e^x to 2.5e-7 relative: x = n ln 2 + r, Taylor to r^7 (its remainder is below 6e-9 for |r| <= ln 2 / 2), the rest is
-// rounding. 0 below -87.3, capped at e^88; NaN stays NaN (min and max give their second operand then).
-inline F exp(F x) {
-  const F low = all(-87.3f), v = min(all(88.0f), max(low, x));
-  const F n = round_even(v * all(1.44269504f));
-  F r = fnma(n, all(0.693359375f), v);  // ln 2 in two parts, the first exact in ten bits
+// e^x of -88.03 <= x <= 88 to 1e-7 relative; 0 below -87.69; NaN of NaN. x = n ln 2 + r; our own fit of degree 6 to e^r, off
+// by 2e-9 for |r| <= ln 2 / 2, the rest is rounding. The sum with 1.5 * 2^23 rounds to whole numbers, and its last bits are
+// n + 127: an exponent.
+inline F exp_within(F x) {
+  const F magic = all(0x1.8p23f + 127), v = fma(x, all(1.44269504f), magic), n = v - magic;
+  F r = fnma(n, all(0.693359375f), x);  // ln 2 in two parts, the first exact in ten bits
   r = fnma(n, all(-2.12194440e-4f), r);
-  F p = all(1.0f / 5040);
-  for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = fma(p, r, all(c));
-  return choose(less(x, low), all(0.0f), p * power_of_two(n));
+  F p = all(0.0013843607157468796f);
+  for (float c : {0.008374195545911789f, 0.04166800528764725f, 0.16666430234909058f, 0.4999999403953552f, 1.0f, 1.0f})
+    p = fma(p, r, all(c));
+  return p * power_of_two(v);
 }
+
+inline F exp_below(F x) { return exp_within(max(all(-88.03f), x)); }  // of x <= 88; max gives its second operand for NaN
+inline F exp(F x) { return exp_below(min(all(88.0f), x)); }           // as min does
 
 // 1 / (1 + e^-x)
 inline F sigmoid(F x) { return all(1.0f) / (all(1.0f) + exp(all(0.0f) - x)); }
