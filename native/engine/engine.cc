@@ -216,9 +216,8 @@ class Engine {
     const int64_t vocab = program_.info.vocab_size, most = std::min(limits::TOP, vocab);
     if (k < 1 || k > most || ids == nullptr || logits == nullptr)
       fail_with(ES_USAGE, "top", k, "1 to " + str(most) + " with room for them");
-    best_.resize(static_cast<size_t>(k * pool_.threads()));
-    pool_.run([&](const Member& member) {
-      const auto [first, last] = member.share(vocab, PANEL);  // as the head was shared out: what is in this one's cache
+    best_.assign(static_cast<size_t>(k * pool_.threads()), NOBODY);
+    pool_.run(vocab, 1, COLUMNS, [&](int64_t first, int64_t last, const Member& member) {
       top_of(last_row_, first, last, {best_.data() + member.index * k, static_cast<size_t>(k)});
     });
     std::partial_sort(best_.begin(), best_.begin() + k, best_.end(), better);
@@ -298,12 +297,12 @@ class Engine {
                 "the last call wanted none, failed, or encoded a picture");
   }
 
-  // NaN or Inf in the logits just made is an error, never a token. Each member looks at the columns it has made.
+  // NaN or Inf in the logits just made is an error, never a token. Each member looks at about the
+  // columns it has made.
   void check_finite(int64_t rows) const {
     const int64_t vocab = program_.info.vocab_size;
     std::atomic<bool> fault{false};
-    pool_.run([&](const Member& member) {
-      const auto [first, last] = member.share(vocab, PANEL);
+    pool_.run(vocab, 1, COLUMNS, [&](int64_t first, int64_t last, const Member&) {
       for (int64_t row = 0; row < rows; ++row)
         if (!all_finite(graphs_[0].output + row * vocab + first, last - first))
           fault.store(true, std::memory_order_relaxed);
@@ -337,6 +336,7 @@ class Engine {
     cost.bytes += moved.bytes, cost.multiply_adds += moved.multiply_adds;
   }
 
+  static constexpr int64_t COLUMNS = 8192;  // of logits that a thread looks at at least
   const Isa isa_;
   const int threads_;
   const Manifest manifest_;

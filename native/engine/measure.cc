@@ -48,7 +48,7 @@ Mapping file_in_memory(int64_t bytes) {
 template <class Work>
 double seconds(const Pool& pool, const Work& work) {
   const auto start = std::chrono::steady_clock::now();
-  pool.run(work);
+  pool.each(work);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -65,7 +65,7 @@ double read_rate(const Pool& pool) {
     const auto [first, last] = member.share(bytes, 4096);
     sum.fetch_xor(read_through(map.data() + first, last - first), std::memory_order_relaxed);
   };
-  pool.run(pass);  // pages enter the map
+  pool.each(pass);  // pages enter the map
   double best = seconds(pool, pass);
   for (int i = 1; i < PASSES; ++i) best = std::min(best, seconds(pool, pass));
   return static_cast<double>(bytes) / best;
@@ -75,7 +75,7 @@ double loop_rate(const Pool& pool, const CeilingLoop& loop) {
   if (loop.run == nullptr) return 0;
   int64_t rounds = 1 << 14;
   const auto pass = [&](const Member&) { loop.run(rounds); };
-  pool.run(pass);  // wakes the vector units
+  pool.each(pass);  // wakes the vector units
   const double once = std::max(seconds(pool, pass), 1e-6);
   rounds = std::max<int64_t>(rounds, static_cast<int64_t>(LOOP_SECONDS / once * static_cast<double>(rounds)));
   double best = seconds(pool, pass);

@@ -1,4 +1,4 @@
-// pool.cc: the team's two meeting points, the round counter and the pending counter; both wait as wait_change does.
+// pool.cc: how pieces are taken, and how the team waits: for work, and for the last piece of it.
 #include "engine/pool.h"
 
 #include <sched.h>
@@ -56,7 +56,9 @@ int usable_processors() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-Pool::Pool(int threads) : process_(::getpid()), memory_(Mapping::memory(threads * WORK_BYTES, "the threads' scratch")) {
+Pool::Pool(int threads)
+    : process_(::getpid()), memory_(Mapping::memory(threads * WORK_BYTES, "the threads' scratch")),
+      own_(static_cast<size_t>(threads)) {
   for (int i = 0; i < threads; ++i) members_.push_back({i, threads, memory_.data() + i * WORK_BYTES});
   workers_.reserve(static_cast<size_t>(threads));
   try {
@@ -78,31 +80,49 @@ Pool::~Pool() {
 bool Pool::forked() const { return ::getpid() != process_; }
 
 void Pool::stop() {
-  call_ = nullptr;
+  stopped_.store(true, std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();
   for (std::thread& worker : workers_) worker.join();
   workers_.clear();
 }
 
-void Pool::run(Call call, const void* context) const {
-  const auto others = static_cast<uint32_t>(workers_.size());
-  if (others != 0) {
-    call_ = call, context_ = context;
-    pending_.store(others, std::memory_order_relaxed);
+void Pool::hand_out(int64_t pieces, uint64_t alone) const {
+  const auto count = static_cast<int64_t>(members_.size());
+  left_.store(static_cast<uint32_t>(pieces), std::memory_order_relaxed);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto next = static_cast<uint64_t>(pieces * i / count), end = static_cast<uint64_t>(pieces * (i + 1) / count);
+    own_[static_cast<size_t>(i)].pieces.store(alone | end << 32 | next, std::memory_order_release);
+  }
+  if (count > 1) {
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
   }
-  call(context, members_[0]);
-  for (uint32_t left; (left = pending_.load(std::memory_order_acquire)) != 0;) wait_change(pending_, left);
+  take(members_[0]);
+  for (uint32_t left; (left = left_.load(std::memory_order_acquire)) != 0;) wait_change(left_, left);
+}
+
+void Pool::take(const Member& member) const {
+  uint32_t done = 0;
+  for (int64_t k = 0; k < member.count; ++k) {
+    std::atomic<uint64_t>& pieces = own_[static_cast<size_t>((member.index + k) % member.count)].pieces;
+    uint64_t seen = pieces.load(std::memory_order_relaxed);
+    const auto there = [&] { return static_cast<uint32_t>(seen) < (seen & ~ALONE) >> 32 && (k == 0 || !(seen & ALONE)); };
+    while (there()) {
+      if (!pieces.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_relaxed)) continue;
+      call_(context_, static_cast<uint32_t>(seen++), member);
+      ++done;
+    }
+  }
+  if (done != 0 && left_.fetch_sub(done, std::memory_order_acq_rel) == done) left_.notify_one();
 }
 
 void Pool::serve(const Member& member) {
-  for (uint32_t seen = 0;; ++seen) {
+  for (uint32_t seen = 0;;) {
     wait_change(round_, seen);
-    if (call_ == nullptr) return;
-    call_(context_, member);
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    seen = round_.load(std::memory_order_acquire);
+    if (stopped_.load(std::memory_order_relaxed)) return;
+    take(member);
   }
 }
 

@@ -1,36 +1,35 @@
-// steps.h: for each op kind the record that runs it: pointers and sizes, resolved, and what to do with them. Each
-// shares its work out over the pool by rows, columns or tiles in a way that no result depends on. Checks nothing:
-// ops.cc has.
+// steps.h: for each op kind the record that runs it: pointers and sizes, resolved, and what to do with them. Each shares its
+// work out over the pool by rows, columns or tiles in a way that no result depends on. Checks nothing: ops.cc has.
 #ifndef EYESPOT_ENGINE_STEPS_H_
 #define EYESPOT_ENGINE_STEPS_H_
 
 #include <algorithm>
 #include <cstring>
 
+#include "engine/fail.h"
 #include "engine/ops.h"
 #include "kernels/generic.h"
 
 namespace eyespot {
 
 constexpr int64_t INLINE_ELEMENTS = 16384;  // below this, waking the other threads costs more than they save
-constexpr int64_t QUERY_TILE = 96;          // queries one attention call takes, which read each key once
-constexpr int64_t STORE_ROWS = 64;          // rows of keys one store call takes
+constexpr int64_t PIECE_ELEMENTS = 4096;    // that one takes at least
+constexpr int64_t PIECE_PANELS = 4;
+constexpr int64_t QUERIES = 512;     // that one attention call takes at most, and which read each key once
+constexpr int64_t MANY = 4;          // attention calls a thread, where there are queries enough: they take unequal times
+constexpr int64_t STORE_ROWS = 64;   // rows of keys one store call takes
 
 // Calls body(first, last, member) so that rows 0..rows are covered once, on all threads when there is enough to do.
 template <class Body>
 void by_rows(const Run& run, int64_t rows, int64_t width, const Body& body) {
   if (rows == 1 || rows * width < INLINE_ELEMENTS) return body(int64_t{0}, rows, run.pool.caller());
-  run.pool.run([&](const Member& member) {
-    const auto [first, last] = member.share(rows);
-    if (first < last) body(first, last, member);
-  });
+  run.pool.run(rows, 1, (PIECE_ELEMENTS + width - 1) / width, body);
 }
 
-// Calls body(task, member) for tasks 0..tasks, each member a run of them.
+// Calls body(task, member) for tasks 0..tasks.
 template <class Body>
 void by_tasks(const Run& run, int64_t tasks, const Body& body) {
-  run.pool.run([&](const Member& member) {
-    const auto [first, last] = member.share(tasks);
+  run.pool.run(tasks, 1, 1, [&](int64_t first, int64_t last, const Member& member) {
     for (int64_t task = first; task < last; ++task) body(task, member);
   });
 }
@@ -118,11 +117,10 @@ struct LinearStep : Step {
     if (int8.quantize != nullptr)
       by_rows(run, n, int8.k,
               [&](int64_t first, int64_t last, const Member&) { int8.take(x + first * int8.k, first, last - first); });
-    run.pool.run([&](const Member& member) {
+    run.pool.run(m, PANEL, PIECE_PANELS, [&](int64_t first, int64_t last, const Member& member) {
       Args a = args;
-      const auto [first, last] = member.share(m, PANEL);
       a.rows = n, a.first = first, a.last = last, a.work = member.work;
-      if (first < last) linear(a);
+      linear(a);
     });
   }
   Cost costs(const Run& run) const { return {weight_bytes, multiply_adds * rows.at(run.counts)}; }
@@ -214,21 +212,17 @@ struct AttentionStep : Step {
     if (c.k_scale != nullptr) c.k_scale += keys, c.v_scale += keys;
   }
 
-  // Tiles of queries. Where all see the same keys a member takes the tiles of its heads, else every so many: later tiles of
-  // a causal sequence see more keys.
+  // Tiles of queries, head by head: a member reads the keys of its own heads.
   void attend(const Run& run, int64_t sequences, int64_t length, int64_t past) const {
-    const int64_t count = length * args.heads, tiles = (count + QUERY_TILE - 1) / QUERY_TILE;
-    const auto body = [&](int64_t task, const Member& member) {
-      const int64_t tile = task % tiles, h = task / tiles % kv_heads, sequence = task / tiles / kv_heads;
-      const int64_t first = tile * QUERY_TILE;
-      AttentionArgs a = queries(sequence, sequence * length, h, first, std::min(count, first + QUERY_TILE), past, length);
+    const int64_t count = length * args.heads, heads = sequences * kv_heads;
+    const int64_t few = std::clamp(heads * count / (MANY * run.pool.threads()), QUERIES / 8, QUERIES);
+    const int64_t wanted = (count + few - 1) / few, tile = round_up((count + wanted - 1) / wanted, PANEL);
+    const int64_t tiles = (count + tile - 1) / tile;
+    by_tasks(run, heads * tiles, [&](int64_t task, const Member& member) {
+      const int64_t first = task % tiles * tile, h = task / tiles % kv_heads, sequence = task / tiles / kv_heads;
+      AttentionArgs a = queries(sequence, sequence * length, h, first, std::min(count, first + tile), past, length);
       a.work = member.work;
       attention(a);
-    };
-    const int64_t tasks = sequences * kv_heads * tiles;
-    if (past < 0) return by_tasks(run, tasks, body);
-    run.pool.run([&](const Member& member) {
-      for (int64_t task = member.index; task < tasks; task += member.count) body(task, member);
     });
   }
 

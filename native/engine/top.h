@@ -19,19 +19,21 @@ inline bool better(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-// best = the best of row[first..last), in no order; where there are fewer, the rest is -Inf. The row is finite.
+constexpr Candidate NOBODY{-std::numeric_limits<float>::infinity(), INT32_MAX};
+
+// best: a heap, at first of NOBODY, with its worst in front; takes in what of row[first..last) is better. The row is finite.
 inline void top_of(const float* row, int64_t first, int64_t last, std::span<Candidate> best) {
   constexpr int64_t BLOCK = 64;
-  std::fill(best.begin(), best.end(), Candidate{-std::numeric_limits<float>::infinity(), INT32_MAX});
-  for (int64_t i = first; i < last; i += BLOCK) {  // best is a heap, its worst in front; equals come too late for it
+  for (int64_t i = first; i < last; i += BLOCK) {
     const int64_t end = std::min(last, i + BLOCK);
     int any = 0;
-    for (int64_t j = i; j < end; ++j) any |= row[j] > best.front().logit;
+    for (int64_t j = i; j < end; ++j) any |= row[j] >= best.front().logit;
     if (any == 0) continue;
     for (int64_t j = i; j < end; ++j) {
-      if (!(row[j] > best.front().logit)) continue;
+      const Candidate candidate{row[j], static_cast<int32_t>(j)};
+      if (!better(candidate, best.front())) continue;
       std::pop_heap(best.begin(), best.end(), better);
-      best.back() = {row[j], static_cast<int32_t>(j)};
+      best.back() = candidate;
       std::push_heap(best.begin(), best.end(), better);
     }
   }
