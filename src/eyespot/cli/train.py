@@ -1,4 +1,4 @@
-"""`eyespot train --check-data`: what is wrong with a set of training data, how long it is, what it looks like."""
+"""`eyespot train RECIPE`: one stage of training; `eyespot train --check-data SET`: what is wrong with a set of data."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eyespot.cli.distill import EXPORT, SET
+
 if TYPE_CHECKING:
     from eyespot.train.data.check import Check
 
 
 def command(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML file; docs/training.md explains its keys.")] = None,
+    set: Annotated[list[str] | None, SET] = None,
+    export: Annotated[bool, EXPORT] = False,
     check_data: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="SET",
             help="The set to check: .jsonl, .json, .tar, a directory of shards, or FILE#NAME for one set of a meta "
             "file or dataset_info.json.",
         ),
-    ],
+    ] = None,
     format: Annotated[
         str | None,
         typer.Option(help="internvl, meta, llava, swift, llama_factory or webdataset.  [default: by the set's marks]"),
@@ -46,9 +51,20 @@ def command(
     no_page: Annotated[bool, typer.Option("--no-page", help="Draw no samples.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="What was found as JSON.")] = False,
 ) -> None:
-    """Check a set of training data: every fault with file and line, token counts, and ten samples to look at."""
+    """Train a model by a recipe, or check a set of training data: every fault with file and line, token counts, and ten
+    samples to look at."""
     from eyespot.cli.options import line
     from eyespot.errors import EyespotError, UsageError
+
+    if (recipe is None) == (check_data is None):
+        raise UsageError("nothing to train, or too much", expected="RECIPE, or --check-data SET")
+    if recipe is not None:
+        from eyespot.cli.recipe import carry_out
+
+        skipping = ["skip_bad=true"] if skip_bad else []
+        carry_out(recipe, [*(set or ()), *skipping], export, as_json, teacher=False)
+        return
+    assert check_data is not None
     from eyespot.train.data.check import Check
     from eyespot.train.data.sets import open_set
 

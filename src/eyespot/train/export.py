@@ -1,0 +1,38 @@
+"""A trained model as a Hugging Face checkpoint, which transformers and `eyespot compile` open; whole or not there.
+
+Knows the files of transformers' InternVL layout. The tokenizer's and the like are carried as they came.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eyespot.train.checkpointing import atomic_directory, write_tensors
+from eyespot.train.model import ARCHITECTURE
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def export(vlm: Any, files: Mapping[str, bytes], out: Path, dtype: str) -> None:
+    """Writes `vlm`, an InternVLForConditionalGeneration without adapters, and `files` to directory `out`.
+
+    dtype: of the weights, bfloat16 or float32. A tied head is not stored. EyespotError when the disk is full.
+    """
+    config = json.loads(vlm.config.to_json_string(use_diff=False))
+    for inner in (config, config["text_config"], config["vision_config"]):
+        for key in ("dtype", "torch_dtype", "_name_or_path"):
+            inner.pop(key, None)
+    config |= {"architectures": [ARCHITECTURE], "torch_dtype": dtype, "use_cache": True}
+    tensors = {name: value.detach().to(DTYPES[dtype]).contiguous() for name, value in vlm.state_dict().items()}
+    if vlm.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    with atomic_directory(out) as part:
+        write_tensors(part / "model.safetensors", tensors, {"format": "pt"})
+        for name, data in files.items():
+            (part / name).write_bytes(data)
+        (part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
