@@ -202,8 +202,6 @@ class Run:
         finally:
             for worker in workers.values():
                 worker.close()
-        if any(row.name == "e2e" for row in rows):
-            self.sum_parts()
 
     def measure(self, row: Row, c: Contestant, worker: Worker) -> None:
         """One value of a round: the least disturbed of up to TRIES, the first undisturbed one where there is one."""
@@ -294,6 +292,7 @@ class Run:
         return total / ids.size
 
     def report(self) -> str:
+        self.sum_parts()
         lines = [machine(), f"{self.threads} threads, {self.rounds} rounds by turns; load average before and after:"]
         lines += [f"{group} {a:.1f}, {b:.1f};" for group, (a, b) in self.load.items()] + [""]
         for row in ROWS:
@@ -384,9 +383,10 @@ def main() -> None:
     try:
         run.all()
     finally:  # what an interrupted run has measured is shown
+        report = run.report()
         if given.json:
             given.json.write_text(run.as_json())
-        print(run.report())
+        print(report)
 
 
 if __name__ == "__main__":

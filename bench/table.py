@@ -120,7 +120,7 @@ def rows_table(
         if c not in measured:
             lines.append(f"| {c} | not run: {reasons.get(c, 'its row was not asked for')} | | | | |")
             continue
-        peers = [m for other, m in medians.items() if not other.ours and other.bits == c.bits]
+        peers = [m for other, m in medians.items() if not other.ours and other.bits in (0, c.bits)]
         ratio = f"{medians[c] / best(peers):.2f}" if peers and best(peers) else ""  # float has no error
         disturbed = f"{statistics.median(others[c]):.0%}" if others.get(c) else ""
         figures = f"{number(medians[c])} | {number(best(measured[c]))} | {spread(measured[c]):.0%}"
