@@ -10,8 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eyespot.errors import UsageError
+
 if TYPE_CHECKING:
     from eyespot.train.loop import Told, Watch
+    from eyespot.train.recipe import Recipe
     from eyespot.train.stages import Result
 
 
@@ -20,18 +23,14 @@ def carry_out(path: Path, overrides: Sequence[str], export: bool, as_json: bool,
 
     UsageError when it does not fit the verb.
     """
-    from eyespot.errors import UsageError
-
     try:
         from eyespot.train.recipe import read_recipe
+
+        recipe = read_recipe(path, overrides)
+        _fits(path, recipe, teacher)
         from eyespot.train.stages import export_checkpoint, newest, run
     except ModuleNotFoundError as error:
         raise UsageError(f"the package {error.name} is missing", cause="pip install eyespot[train]") from None
-    recipe = read_recipe(path, overrides)
-    if (recipe.teacher_model_name_or_path is not None) != teacher:
-        verb, other = ("distill", "train") if teacher else ("train", "distill")
-        what = "no teacher_model_name_or_path" if teacher else "a teacher_model_name_or_path"
-        raise UsageError(f"{path} has {what}, so it is not for `eyespot {verb}`", expected=f"eyespot {other} {path}")
     if export:
         checkpoint = newest(recipe)
         out = recipe.output_dir / f"model-{checkpoint.name.removeprefix('checkpoint-')}"
@@ -45,6 +44,13 @@ def carry_out(path: Path, overrides: Sequence[str], export: bool, as_json: bool,
             print(json.dumps(_summary(result)))
         else:
             _show(result)
+
+
+def _fits(path: Path, recipe: Recipe, teacher: bool) -> None:
+    if (recipe.teacher_model_name_or_path is not None) != teacher:
+        verb, other = ("distill", "train") if teacher else ("train", "distill")
+        what = "no teacher_model_name_or_path" if teacher else "a teacher_model_name_or_path"
+        raise UsageError(f"{path} has {what}, so it is not for `eyespot {verb}`", expected=f"eyespot {other} {path}")
 
 
 @contextmanager

@@ -365,9 +365,10 @@ def _check(r: Recipe, faults: Faults) -> None:
             faults.add("model: only stage create makes one")
         if not r.data:
             faults.add("data is missing")
-    for number, source in enumerate((*r.data, *r.general_data)):
-        if (source.path is None) == (source.scenes is None):
-            faults.add(f"data[{number}] has {'neither' if source.path is None else 'both'} path and scenes")
+    for key, sources in (("data", r.data), ("general_data", r.general_data)):
+        for number, source in enumerate(sources):
+            if (source.path is None) == (source.scenes is None):
+                faults.add(f"{key}[{number}]: expected either path or scenes")
     if r.stage == "distil" and r.teacher_model_name_or_path is None:
         faults.add("teacher_model_name_or_path is missing: stage distil learns from it")
     if bool(r.general_data) != (r.mix_ratio is not None):

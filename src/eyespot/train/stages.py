@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from eyespot.errors import EyespotError, UsageError
 from eyespot.train import checkpointing
 from eyespot.train.create import create
@@ -88,6 +90,7 @@ def _made(out: Path) -> Path:
 def build(recipe: Recipe) -> tuple[Loaded, Objective]:
     """The model of a recipe, frozen and adapted as its stage wants, and what it minimizes."""
     assert recipe.model_name_or_path is not None
+    torch.manual_seed(recipe.seed)  # new adapters are the same in every process, and each time
     loaded = open_model(recipe.model_name_or_path, recipe.max_dynamic_patch)
     asked = {"backbone": recipe.freeze_backbone, "mlp": recipe.freeze_mlp, "llm": recipe.freeze_llm}
     frozen = {part: FROZEN[recipe.stage][part] if asked[part] is None else bool(asked[part]) for part in asked}

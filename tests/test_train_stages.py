@@ -1,0 +1,754 @@
+"""Training: recipes, packs, every stage at tiny size, interruption, several processes, export, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tokenizers import Tokenizer
+
+from eyespot import images
+from eyespot.checkpoint import open_checkpoint
+from eyespot.errors import EyespotError, UnsupportedModel, UsageError
+from eyespot.tensorfile import TensorFile
+from eyespot.tiling import Tiling
+from eyespot.train import checkpointing, stages
+from eyespot.train.data.encode import IGNORE
+from eyespot.train.distill import matched, pair_layers
+from eyespot.train.journal import entries
+from eyespot.train.loop import Told, learning_rate
+from eyespot.train.model import groups, open_model
+from eyespot.train.objective import collate, logits
+from eyespot.train.pixels import Eye
+from eyespot.train.recipe import Recipe, Source, read_recipe
+from eyespot.train.streams import Pack, State, Streams, load, open_data
+from test_families import Loaded as Compiled
+
+SRC = Path(__file__).parent.parent / "src"
+ENV = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(SRC), os.environ.get("PYTHONPATH", "")]),
+    "OMP_NUM_THREADS": "1",
+}
+VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024,
+}  # fmt: skip
+SCENES = {"scenes": 40, "questions": 3, "sides": [64], "tasks": {"name": 1, "colour": 1, "compare": 1}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """So small a model is slower with more, and sums come in one order here and in other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_recipe(path: Path, **keys: Any) -> Path:
+    path.write_text(yaml.safe_dump(keys))
+    return path
+
+
+def made(at: Path, **keys: Any) -> Recipe:
+    """A recipe from keys, as a file would have them."""
+    plain = {"report_to": [], "logging_steps": 1, "output_dir": str(at), **keys}
+    at.parent.mkdir(parents=True, exist_ok=True)
+    return read_recipe(write_recipe(at.with_suffix(".yaml"), **plain))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new model of stage create: 32 pixels a tile, four tokens each."""
+    at = tmp_path_factory.mktemp("tiny") / "create"
+    model = {
+        "vocab_size": 500, "max_dynamic_patch": 2,
+        "vision_config": {**VISION, "image_size": 32, "patch_size": 8}, "text_config": TEXT,
+    }  # fmt: skip
+    result = stages.run(made(at, stage="create", model=model, data=[{**SCENES, "scenes": 12}]))
+    assert result is not None
+    assert result.made is not None
+    assert result.made["vocabulary"] == 500
+    return result.model
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures of one colour each, and its name: what can be learned by heart."""
+    at = tmp_path_factory.mktemp("rows")
+    colours = ["red", "green", "blue", "white", "black", "yellow", "purple", "orange"]
+    with open(at / "set.jsonl", "w") as file:
+        for colour in colours:
+            Image.new("RGB", (48, 40), colour).save(at / f"{colour}.png")
+            talk = [{"from": "human", "value": "<image>\nWhich color?"}, {"from": "gpt", "value": colour}]
+            file.write(json.dumps({"image": f"{colour}.png", "conversations": talk}) + "\n")
+    return at / "set.jsonl"
+
+
+def tune(at: Path, tiny: Path, rows: Path, **keys: Any) -> Recipe:
+    """A short training on the colours."""
+    return made(at, **{
+        "stage": "tune", "model_name_or_path": str(tiny), "data": [{"path": str(rows)}], "max_dynamic_patch": 1,
+        "per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-3, "save_steps": 2, "seed": 7,
+        "torch_dtype": "float32", **keys,
+    })  # fmt: skip
+
+
+def losses(recipe: Recipe) -> list[float]:
+    return [entry.loss for entry in entries(recipe.output_dir)]
+
+
+def finished(recipe: Recipe) -> Path:
+    """Runs a recipe; its model."""
+    result = stages.run(recipe)
+    assert result is not None
+    return result.model
+
+
+def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    file = TensorFile(path)
+    return {name: np.array(file.raw(name)) for name in file.entries}
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = weights(a), weights(b)
+    return one.keys() == two.keys() and all(np.array_equal(one[n].view(np.uint8), two[n].view(np.uint8)) for n in one)
+
+
+# Recipes
+
+
+def test_a_recipe_says_all_that_is_wrong_with_it(tmp_path: Path) -> None:
+    path = write_recipe(
+        tmp_path / "r.yaml", stage="tune", output_dir="x", learning_rat=1, seed="a", bf16="yes", warmup_ratio=2,
+        data=[{"scene": 3}], model_name_or_path="m",
+    )  # fmt: skip
+    with pytest.raises(EyespotError) as error:
+        read_recipe(path)
+    for word in ("learning_rat (did you mean learning_rate?)", "seed is 'a'", "bf16 is 'yes'", "warmup_ratio is 2"):
+        assert word in str(error.value)
+    assert "unknown key data[0].scene (did you mean scenes?)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("stage: tune\noutput_dir: x\n", "model_name_or_path is missing, data is missing"),
+        ("stage: tune\nstage: align\n", "r.yaml:2: not YAML (the key 'stage' is there twice)"),
+        ("stage: [", "not YAML"),
+        ("- 1\n", "not a recipe"),
+        ("stage: create\noutput_dir: x\n", "model is missing"),
+        ("stage: distil\noutput_dir: x\nmodel_name_or_path: m\ndata: [{scenes: 1}]\n", "teacher_model_name_or_path"),
+        ("stage: tune\noutput_dir: x\nmodel_name_or_path: m\ndata: [{}]\n", "data[0]: expected either path or scenes"),
+        ("stage: tune\noutput_dir: x\nmodel_name_or_path: m\ndata: [{scenes: 1}]\nmix_ratio: 1:4\n", "go together"),
+        (
+            "stage: tune\noutput_dir: x\nmodel_name_or_path: m\ndata: [{scenes: 1}]\nmax_packed_tokens: 99\n",
+            "max_steps is missing",
+        ),
+    ],
+)
+def test_recipes_that_are_none(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(EyespotError) as error:
+        read_recipe(tmp_path / "r.yaml")
+    assert word in str(error.value)
+
+
+def test_overrides_win_and_numbers_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "stage: transfer\noutput_dir: x\nmodel_name_or_path: m\nlearning_rate: 1e-4\nmix_ratio: 1:4\n"
+        "data: [{scenes: 8}]\ngeneral_data: [{scenes: 8}]\nlayer_pairing: [[1, 2]]\n"
+    )
+    recipe = read_recipe(path, ["max_steps=3", "data=[{scenes: 9}]", "bf16=false"])
+    assert (recipe.learning_rate, recipe.mix_ratio, recipe.layer_pairing) == (1e-4, "1:4", ((1, 2),))
+    assert (recipe.max_steps, recipe.data, recipe.bf16) == (3, (Source(scenes=9),), False)
+    with pytest.raises(UsageError, match="KEY=VALUE"):
+        read_recipe(path, ["max_steps"])
+    with pytest.raises(UsageError, match="no such recipe"):
+        read_recipe(tmp_path / "absent.yaml")
+
+
+def test_the_recipes_of_the_repository_are_sound() -> None:
+    found = sorted((SRC.parent / "recipes").rglob("*.yaml"))
+    assert {path.stem for path in found} >= {"create", "align", "tune", "distil", "transfer"}
+    for path in found:
+        recipe = read_recipe(path)
+        assert recipe.output_dir.parts[0] == "build"
+
+
+def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
+    recipe = made(tmp_path / "r", stage="tune", model_name_or_path="m", data=[{"scenes": 1}], learning_rate=1.0)
+    recipe = replace(recipe, warmup_ratio=0.1)
+    rates = [learning_rate(recipe, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5)
+    low = replace(recipe, lr_scheduler_type="cosine_with_min_lr", min_lr_rate=0.2)
+    assert learning_rate(low, 100, 100) == pytest.approx(0.2)
+    assert learning_rate(replace(recipe, lr_scheduler_type="linear"), 55, 100) == pytest.approx(0.5)
+    assert learning_rate(replace(recipe, lr_scheduler_type="constant_with_warmup"), 99, 100) == 1.0
+
+
+# Packs and batches
+
+
+def streams(tiny: Path, count: int = 3, max_tokens: int | None = 480, **keys: Any) -> Streams:
+    view = open_model(tiny, 1).view
+    data = open_data(Recipe("tune", Path("x"), data=(Source(scenes=40, questions=3, sides=(64,)),)))
+    return Streams(data, (view,), count, 5, 240, max_tokens, **keys)
+
+
+def told(packs: list[Pack]) -> list[tuple[Any, ...]]:
+    return [(p.stream, p.after, [s.views[0].ids for s in p.samples], p.failure) for p in packs]
+
+
+def test_packs_go_on_from_any_state_and_with_any_workers(tiny: Path) -> None:
+    made = streams(tiny)
+    whole = list(islice(load(made, range(3), {}, 0), 12))
+    after = {pack.stream: pack.after for pack in whole[:6]}
+    assert told(list(islice(load(made, range(3), after, 0), 6))) == told(whole[6:])
+    assert told(list(islice(load(made, range(3), {}, 3), 12))) == told(whole)
+    alone = list(islice(load(made, [1], {}, 0), 4))
+    assert told(alone) == told(whole[1::3])
+    assert any(len(pack.samples) > 1 for pack in whole)
+    assert all(sum(len(s.views[0].ids) for s in pack.samples) <= 480 for pack in whole)
+
+
+def test_every_sample_is_packed_once(tiny: Path) -> None:
+    made = streams(tiny, count=1)
+    seen: list[list[int]] = []
+    state = State()
+    for pack in load(made, [0], {}, 0):
+        if state.read >= 40:
+            break
+        seen += [sample.views[0].ids for sample in pack.samples]
+        state = pack.after
+    waiting = [made.sample(index, []).views[0].ids for index in state.held]
+    expected = [made.sample(index, []).views[0].ids for index in range(state.read)]
+    assert sorted(seen + waiting) == sorted(expected)
+
+
+def test_packed_samples_do_not_see_each_other(tiny: Path) -> None:
+    loaded = open_model(tiny, 1)
+    vlm = loaded.vlm.eval()
+    packs = list(islice(load(streams(tiny), range(3), {}, 0), 3))
+    samples = [sample.views[0] for pack in packs for sample in pack.samples]
+    assert len(samples) > len(packs)
+    with torch.no_grad():
+        together = logits(vlm, collate([[s.views[0] for s in p.samples] for p in packs], "token"), loaded.view.eye)
+        apart = torch.cat([logits(vlm, collate([[seen]], "token"), loaded.view.eye) for seen in samples])
+        plain = vlm(
+            input_ids=torch.tensor([samples[0].ids]),
+            pixel_values=loaded.view.eye.normalized(torch.from_numpy(samples[0].tiles)),
+        ).logits[0]
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    learned = [i - 1 for i, label in enumerate(samples[0].labels) if label != IGNORE]
+    torch.testing.assert_close(together[: len(learned)], plain[learned], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("reduction", "power"), [("token", 0), ("sample", 1), ("square", 0.5)])
+def test_weights_of_learned_tokens(tiny: Path, reduction: str, power: float) -> None:
+    sample = streams(tiny).sample(0, []).views[0]
+    count = sum(label != IGNORE for label in sample.labels)
+    batch = collate([[sample, sample], [sample]], reduction)
+    assert batch.weights.tolist() == pytest.approx([count**-power] * 3 * count)
+    assert batch.targets.tolist() == 3 * [label for label in sample.labels if label != IGNORE]
+    assert batch.tokens == 3 * len(sample.ids)
+    assert int(batch.where.sum()) == 3 * count
+
+
+def test_pixels_are_those_of_a_run() -> None:
+    processor = pytest.importorskip("eyespot.run.processor")
+    rng = np.random.default_rng(0)
+    picture = images.load(Image.fromarray(rng.integers(0, 256, (90, 130, 3), np.uint8)))
+    cut, eye = Tiling(2, 1, 32, True), Eye(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+    class Rule:
+        mean, std, resample = eye.mean, eye.std, eye.resample
+
+    run = object.__new__(processor.Processor)
+    run.bundle = type("Bundle", (), {"settings": type("Settings", (), {"image": Rule})})
+    ours = eye.normalized(torch.from_numpy(eye.tiles([picture], [cut])))
+    np.testing.assert_allclose(ours.numpy(), run.pixels(picture, cut), rtol=1e-6, atol=1e-6)
+
+
+# Stages
+
+
+def test_a_created_model_is_transformers_and_ours(tiny: Path) -> None:
+    """The same logits from transformers, by its own tokenizer and template, and from our program's reference."""
+    import transformers
+
+    vlm = transformers.AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which color? Étoile 12"}]}]
+    text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\n<IMG_CONTEXT>\nWhich color? Étoile 12<|im_end|>\n<|im_start|>assistant\n"
+    text = text.replace("<IMG_CONTEXT>", "<img>" + 4 * "<IMG_CONTEXT>" + "</img>")
+    ids = tokenizer(text).input_ids
+    assert ids == Tokenizer.from_file(str(tiny / "tokenizer.json")).encode(text).ids
+    assert tokenizer.decode(ids) == text
+    picture = images.load(Image.effect_noise((32, 32), 90).convert("RGB"))
+    eye = open_model(tiny).view.eye
+    pixels = eye.normalized(torch.from_numpy(eye.tiles([picture], [Tiling(1, 1, 32, False)])))
+    processor = transformers.AutoImageProcessor.from_pretrained(tiny, backend="pil")
+    theirs = processor(images=[picture.image], crop_to_patches=False, return_tensors="pt").pixel_values
+    torch.testing.assert_close(pixels, theirs, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        expected = vlm(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0]
+    run = Compiled(tiny, ctx_size=1024).reference()
+    found = run.prefill(np.array(ids), run.encode(pixels.numpy()), want=len(ids))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_tune_learns_and_the_engine_answers(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Eight colours learned by heart; the exported model says them from its bundle."""
+    native = pytest.importorskip("eyespot._native", exc_type=ImportError)
+    assert native is not None
+    import eyespot
+    from eyespot.compile import Options, compile_model
+
+    recipe = tune(tmp_path / "run", tiny, rows, max_steps=150, learning_rate=5e-3, save_steps=1000,
+                  per_device_train_batch_size=8, report_to=["tensorboard"], logging_steps=5)  # fmt: skip
+    result = stages.run(recipe)
+    assert result is not None
+    assert losses(recipe)[-1] < 0.1 < 4 < losses(recipe)[0]
+    assert result.plot is not None
+    with Image.open(result.plot) as plot:
+        assert plot.width > 400
+    assert list((tmp_path / "run" / "runs").glob("events.out.tfevents.*"))
+    compile_model(open_checkpoint(str(result.model)), tmp_path / "bundle", Options(scheme="f32", vision_scheme="f32"))
+    with eyespot.load(str(tmp_path / "bundle"), threads=1) as model:
+        for colour in ("red", "green", "orange", "black"):
+            answer = model.generate(
+                "Which color?", images=[rows.parent / f"{colour}.png"], max_tokens=8, temperature=0.0
+            )
+            assert answer.text == colour
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Parts of the model whose tensors differ."""
+    one, two = weights(before / "model.safetensors"), weights(after / "model.safetensors")
+    assert one.keys() == two.keys()
+    return {name.split(".")[1] for name in one if not np.array_equal(one[name], two[name])}
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        ({"stage": "align"}, {"multi_modal_projector"}),
+        ({"freeze_llm": True}, {"vision_tower", "multi_modal_projector"}),
+        ({"freeze_backbone": True, "freeze_mlp": True}, {"language_model"}),
+        ({"stage": "align", "freeze_backbone": False}, {"multi_modal_projector", "vision_tower"}),
+    ],
+)
+def test_what_is_frozen_stays(tiny: Path, rows: Path, tmp_path: Path, keys: dict[str, Any], parts: set[str]) -> None:
+    model = finished(tune(tmp_path / "run", tiny, rows, max_steps=1, **keys))
+    assert changed(tiny, model) == parts
+
+
+def test_nothing_left_to_train(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(EyespotError, match="nothing is left to train"):
+        stages.run(tune(tmp_path / "run", tiny, rows, freeze_llm=True, freeze_mlp=True, freeze_backbone=True))
+
+
+def test_lora_is_merged_on_export(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """The exported weights predict what weights and adapters did, and nothing without an adapter has changed."""
+    recipe = tune(tmp_path / "run", tiny, rows, use_llm_lora=4, use_backbone_lora=2, freeze_mlp=True,
+                  learning_rate=1e-2, max_steps=6)  # fmt: skip
+    model = finished(recipe)
+    before, after = weights(tiny / "model.safetensors"), weights(model / "model.safetensors")
+    touched = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert touched == {
+        name for name in before
+        if name.endswith(("_proj.weight", "projection_layer.weight", "fc1.weight", "fc2.weight"))
+    }  # fmt: skip
+    loaded, objective = stages.build(recipe)
+    checkpointing.load_weights(checkpointing.checkpoints(recipe.output_dir)[-1], objective)
+    packs = list(islice(load(streams(tiny, count=2), range(2), {}, 0), 2))
+    batch = collate([[sample.views[0] for sample in pack.samples] for pack in packs], "token")
+    merged = open_model(model, 1)
+    with torch.no_grad():
+        expected = logits(objective.eval().vlm, batch, loaded.view.eye)
+        found = logits(merged.vlm.eval(), batch, merged.view.eye)
+        plain = logits(open_model(tiny, 1).vlm.eval(), batch, merged.view.eye)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - plain).abs().max() > 0.05
+
+
+def test_deeper_layers_of_the_eyes_learn_faster(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = tune(tmp_path / "run", tiny, rows, vit_layer_decay_rate=0.5, weight_decay=0.1)
+    loaded, objective = stages.build(recipe)
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    found = {names[id(p)]: group for group in groups(objective, recipe, 2) for p in group["params"]}
+    assert len(found) == len(list(loaded.vlm.parameters()))
+    at = "vlm.model.vision_tower."
+    assert found[f"{at}embeddings.position_embeddings"]["scale"] == 0.125
+    assert found[f"{at}encoder.layer.0.mlp.fc1.weight"]["scale"] == 0.25
+    assert found[f"{at}encoder.layer.1.mlp.fc1.weight"]["scale"] == 0.5
+    assert found["vlm.model.multi_modal_projector.linear_1.weight"]["scale"] == 1
+    assert found["vlm.model.multi_modal_projector.linear_1.weight"]["weight_decay"] == 0.1
+    assert found["vlm.model.multi_modal_projector.linear_1.bias"]["weight_decay"] == 0
+    assert found[f"{at}embeddings.position_embeddings"]["weight_decay"] == 0
+
+
+def test_transfer_mixes_general_data_in(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = tune(tmp_path / "run", tiny, rows, stage="transfer", general_data=[SCENES], mix_ratio="1:4", max_steps=2)
+    assert len(open_data(recipe)) == 8 + 2
+    finished(recipe)
+    assert len(losses(recipe)) == 2
+
+
+# Distillation
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wider, deeper, finer patches, larger pictures; the same vocabulary as `tiny`."""
+    vision = {**VISION, "hidden_size": 32, "num_hidden_layers": 3, "image_size": 48, "patch_size": 4}
+    model = {
+        "tokenizer_name_or_path": str(tiny), "vision_config": vision, "text_config": {**TEXT, "hidden_size": 40},
+        "max_dynamic_patch": 2,
+    }  # fmt: skip
+    return finished(made(tmp_path_factory.mktemp("teacher") / "create", stage="create", model=model, seed=9))
+
+
+def distil(at: Path, tiny: Path, teacher: Path, rows: Path, **keys: Any) -> Recipe:
+    return tune(at, tiny, rows, **{"stage": "distil", "teacher_model_name_or_path": str(teacher), **keys})
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"distill_layers": 2, "layer_pairing": "last"},
+        {"layer_pairing": [[1, 1], [2, 3]], "width_adapter": "shared", "teacher_image_size": 32},
+    ],
+)
+def test_stage_0_brings_the_eyes_nearer(
+    tiny: Path, teacher: Path, rows: Path, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    recipe = distil(tmp_path / "run", tiny, teacher, rows, max_steps=30, learning_rate=1e-2,
+                    per_device_train_batch_size=8, save_steps=1000, **keys)  # fmt: skip
+    model = finished(recipe)
+    found = losses(recipe)
+    assert -1 <= found[-1] < found[0] - 0.3
+    assert changed(tiny, model) == {"vision_tower"}
+    kept = weights(recipe.output_dir / "checkpoint-30" / checkpointing.WEIGHTS)
+    assert any(name.startswith("adapters.") for name in kept)
+    assert not any(name.startswith("teacher.") for name in kept)
+
+
+def test_an_encoder_is_at_no_distance_from_itself(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = distil(tmp_path / "run", tiny, tiny, rows, width_adapter="none", distill_layers=2, max_steps=1)
+    finished(recipe)
+    assert losses(recipe)[0] == pytest.approx(-1, abs=1e-5)
+
+
+def test_pairs_of_layers(tmp_path: Path) -> None:
+    recipe = made(tmp_path / "r", stage="tune", model_name_or_path="m", data=[{"scenes": 1}])
+    assert pair_layers(replace(recipe, distill_layers=3), 4, 12) == [(4, 12), (3, 11), (2, 10)]
+    assert pair_layers(replace(recipe, distill_layers=4, layer_pairing="uniform"), 4, 12) == [
+        (1, 3), (2, 6), (3, 9), (4, 12),
+    ]  # fmt: skip
+    for wrong in ({"distill_layers": 5}, {"layer_pairing": ((1, 13),)}, {"layer_pairing": ()}):
+        with pytest.raises(EyespotError):
+            pair_layers(replace(recipe, **wrong), 4, 12)  # type: ignore[arg-type]
+
+
+def test_rows_of_other_grids_are_about_the_same_places() -> None:
+    """A teacher of finer patches is averaged over each of the student's; class tokens meet where both have one."""
+    fine = torch.arange(16.0).reshape(1, 16, 1)
+    coarse = torch.zeros(1, 4, 1)
+    ours, theirs = matched(coarse, fine)
+    assert ours.shape == theirs.shape
+    assert theirs.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    ours, theirs = matched(torch.zeros(1, 5, 1), torch.cat([torch.full((1, 1, 1), 7.0), fine], 1))
+    assert theirs.flatten().tolist() == [7, 2.5, 4.5, 10.5, 12.5]
+    assert matched(torch.zeros(1, 5, 1), fine)[0].shape == (1, 4, 1)
+    assert matched(torch.zeros(1, 16, 1), coarse)[1].shape == (1, 16, 1)
+
+
+def test_widths_need_an_adapter(tiny: Path, teacher: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(EyespotError, match="width_adapter: none; found widths 24 and 32"):
+        stages.run(distil(tmp_path / "run", tiny, teacher, rows, width_adapter="none"))
+
+
+def test_logits_of_a_teacher(tiny: Path, teacher: Path, rows: Path, tmp_path: Path) -> None:
+    """Nothing to learn from oneself; from another, with other pictures and packed, the divergence falls."""
+    itself = distil(tmp_path / "itself", tiny, tiny, rows, stage="tune", kd_ratio=1.0, max_steps=1)
+    finished(itself)
+    assert losses(itself)[0] == pytest.approx(0, abs=1e-5)
+    recipe = distil(tmp_path / "run", tiny, teacher, rows, stage="tune", kd_ratio=1.0, kd_temperature=2.0,
+                    max_steps=20, learning_rate=3e-3, max_packed_tokens=64, per_device_train_batch_size=2,
+                    save_steps=1000)  # fmt: skip
+    finished(recipe)
+    assert losses(recipe)[-1] < 0.5 * losses(recipe)[0]
+
+
+def test_a_teacher_of_another_vocabulary(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    import models
+
+    models.tiny_internvl_hf(tmp_path / "other")
+    with pytest.raises(EyespotError, match="another vocabulary"):
+        stages.run(distil(tmp_path / "run", tiny, tmp_path / "other", rows, stage="tune"))
+
+
+# Interruption
+
+
+class Killed(Exception):
+    pass
+
+
+def stopped_after(recipe: Recipe, step: int) -> None:
+    def watch(told: Told) -> None:
+        if told.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        stages.run(recipe, watch)
+
+
+PACKED = {"max_packed_tokens": 400, "max_steps": 5, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize("keys", [{}, PACKED, {"use_llm_lora": 2}], ids=["plain", "packed", "lora with dropout"])
+def test_a_run_that_was_stopped_goes_on_bit_by_bit(tiny: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
+    keys = {"data": [SCENES], "max_steps": 5, **keys}
+    whole = tune(tmp_path / "whole", tiny, tmp_path, **keys)
+    model = finished(whole)
+    for step in (3, 4):  # one past the checkpoint of step 2, one at that of step 4
+        recipe = tune(tmp_path / f"stopped{step}", tiny, tmp_path, **keys)
+        stopped_after(recipe, step)
+        again = finished(recipe)
+        assert same(model / "model.safetensors", again / "model.safetensors")
+        for file in (checkpointing.WEIGHTS, checkpointing.OPTIMIZER):
+            assert same(*(r.output_dir / "checkpoint-5" / file for r in (whole, recipe)))
+        assert losses(whole) == losses(recipe)
+    assert [p.name for p in checkpointing.checkpoints(whole.output_dir)] == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_kill_9_at_any_moment(tiny: Path, tmp_path: Path) -> None:
+    """A process killed by the system, wherever it was by then, ends where an undisturbed one does."""
+    keys = {"data": [SCENES], "save_steps": 1, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
+    recipe = tune(tmp_path / "run", tiny, tmp_path, **keys, max_steps=4000)
+    command = [sys.executable, "-m", "eyespot", "train", str(tmp_path / "run.yaml")]
+    process = subprocess.Popen(command, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 120
+        while len(checkpointing.checkpoints(recipe.output_dir)) < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    reached = int(checkpointing.checkpoints(recipe.output_dir)[-1].name.removeprefix("checkpoint-"))
+    again = finished(tune(tmp_path / "run", tiny, tmp_path, **keys, max_steps=reached + 2))
+    whole = tune(tmp_path / "whole", tiny, tmp_path, **keys, max_steps=reached + 2)
+    assert same(finished(whole) / "model.safetensors", again / "model.safetensors")
+    assert losses(whole) == losses(recipe)
+    assert not list(recipe.output_dir.glob(".*"))
+
+
+def test_a_changed_recipe_does_not_go_on(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    stopped_after(tune(tmp_path / "run", tiny, rows), 3)
+    with pytest.raises(EyespotError, match=r"the recipe has changed; found learning_rate: 0\.001 became 0\.002"):
+        stages.run(tune(tmp_path / "run", tiny, rows, learning_rate=2e-3))
+    with pytest.raises(EyespotError, match="the global batch has changed; found 2; expected 4"):
+        stages.run(tune(tmp_path / "run", tiny, rows, per_device_train_batch_size=2))
+    finished(tune(tmp_path / "run", tiny, rows, per_device_train_batch_size=2, gradient_accumulation_steps=2))
+
+
+def test_accumulated_batches_are_one_batch(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    one = tune(tmp_path / "one", tiny, rows)
+    parts = tune(tmp_path / "parts", tiny, rows, per_device_train_batch_size=1, gradient_accumulation_steps=4,
+                 grad_checkpoint=True)  # fmt: skip
+    finished(one)
+    finished(parts)
+    assert losses(parts) == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_two_processes_are_one(tiny: Path, tmp_path: Path) -> None:
+    """torchrun, gloo and FSDP2: the loss curve, gradients and weights of one process; then one goes on alone."""
+    keys = {"data": [SCENES], "max_packed_tokens": 400, "max_steps": 4, "lr_scheduler_type": "constant_with_warmup"}
+    one = tune(tmp_path / "one", tiny, tmp_path, per_device_train_batch_size=4, **keys)
+    two = tune(tmp_path / "two", tiny, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2, **keys)
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+         "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m", "eyespot", "train", tmp_path / "two.yaml"],
+        env=ENV, text=True, capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    finished(one)
+    found, expected = entries(two.output_dir), entries(one.output_dir)
+    assert [e.loss for e in found] == pytest.approx([e.loss for e in expected], rel=1e-4)
+    assert [e.grad_norm for e in found] == pytest.approx([e.grad_norm for e in expected], rel=1e-3)
+    assert [e.tokens for e in found] == [e.tokens for e in expected]
+    ours, theirs = (weights(r.output_dir / "checkpoint-4" / checkpointing.WEIGHTS) for r in (one, two))
+    assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours) < 1e-4
+    alone = {"per_device_train_batch_size": 4, **keys, "max_steps": 6}
+    finished(tune(tmp_path / "two", tiny, tmp_path, **alone))
+    assert losses(two)[-1] < losses(two)[0]
+
+
+# What goes wrong
+
+
+def test_a_loss_that_is_no_number(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = tune(tmp_path / "run", tiny, rows, learning_rate=1e5, max_grad_norm=0, warmup_steps=3, max_steps=40)
+    with pytest.raises(EyespotError, match=r"step \d+: the loss is .*likely cause: a learning_rate too high") as error:
+        stages.run(recipe)
+    kept = checkpointing.checkpoints(recipe.output_dir)
+    assert str(kept[-1]) in str(error.value) if kept else "no checkpoint" in str(error.value)
+    for checkpoint in kept:
+        assert all(np.isfinite(w).all() for w in weights(checkpoint / checkpointing.WEIGHTS).values())
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """The system refuses files larger than `size` bytes, as a full disk refuses them."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = tune(tmp_path / "run", tiny, rows)
+    stopped_after(recipe, 3)
+    before = weights(recipe.output_dir / "checkpoint-2" / checkpointing.WEIGHTS)
+    with file_limit(50_000), pytest.raises(EyespotError, match="checkpoint-4 cannot be written"):
+        stages.run(recipe)
+    assert [p.name for p in recipe.output_dir.glob("*checkpoint*")] == ["checkpoint-2"]
+    after = weights(recipe.output_dir / "checkpoint-2" / checkpointing.WEIGHTS)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    whole = tune(tmp_path / "whole", tiny, rows)
+    assert same(finished(recipe) / "model.safetensors", finished(whole) / "model.safetensors")
+
+
+def test_bad_records(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Each ends the training with file and line, or is counted and left out; the last checkpoint stays."""
+    good = rows.read_text().splitlines()
+    bad = {
+        "malformed": '{"image": "red.png", "conversations": [',
+        "absent.png": good[0].replace("red.png", "absent.png"),
+        "2 <image> for 1 images": good[1].replace("<image>", "<image><image>"),
+        "leaves the picture": good[2].replace('"blue"', '"<box>[[1,1,2000,2]]</box>"'),
+        "expected at most 64": good[3].replace("Which", "Which " + 80 * "very "),
+    }
+    for name in ("red", "green", "blue", "white", "black", "yellow", "purple", "orange"):
+        (tmp_path / f"{name}.png").write_bytes((rows.parent / f"{name}.png").read_bytes())
+    for number, (word, line) in enumerate(bad.items()):
+        path = tmp_path / f"bad{number}.jsonl"
+        path.write_text("\n".join([*good[:4], line]) + "\n")
+        recipe = tune(tmp_path / f"run{number}", tiny, path, per_device_train_batch_size=5, max_seq_length=64)
+        with pytest.raises(EyespotError) as error:
+            stages.run(recipe)
+        assert f"{path}:5" in str(error.value)
+        assert word in str(error.value) or word == "malformed"
+        assert "skip_bad" in str(error.value)
+    path.write_text("\n".join([*good[:3], *bad.values()]) + "\n")
+    recipe = tune(tmp_path / "skipping", tiny, path, skip_bad=True, max_seq_length=64, dataloader_num_workers=2)
+    result = stages.run(recipe)
+    assert result is not None
+    assert result.ended is not None
+    assert len(result.ended.skipped) == 5
+    path.write_text(bad["2 <image> for 1 images"] + "\n")
+    with pytest.raises(EyespotError, match="no sound record"):
+        stages.run(tune(tmp_path / "none", tiny, path, skip_bad=True))
+    path.write_text("")
+    with pytest.raises(EyespotError, match="the set is empty"):
+        stages.run(tune(tmp_path / "empty", tiny, path))
+
+
+def test_models_that_are_not_trained_here(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    import models
+
+    models.tiny_internvl(tmp_path / "chat")
+    with pytest.raises(UnsupportedModel, match=r"InternVLChatModel.*-hf"):
+        stages.run(tune(tmp_path / "run", tmp_path / "chat", rows))
+    with pytest.raises(EyespotError, match="max_seq_length is more than the model was made for; found 9999"):
+        stages.run(tune(tmp_path / "run", tiny, rows, max_seq_length=9999))
+    broken = tmp_path / "broken"
+    models.tiny_internvl_hf(broken)
+    kept = {n: t for n, t in weights(broken / "model.safetensors").items() if "linear_1" not in n}
+    checkpointing.write_tensors(broken / "model.safetensors", {n: torch.from_numpy(t) for n, t in kept.items()})
+    with pytest.raises(EyespotError, match="2 tensors are missing"):
+        stages.run(tune(tmp_path / "run", broken, rows))
+
+
+def verb(*words: str | Path) -> int:
+    from eyespot.cli.main import main
+
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    return int(end.value.code or 0)
+
+
+def test_the_verbs(tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """train and distill take each its recipes; overrides, export of a checkpoint, JSON on stdout, lines on stderr."""
+    tune(tmp_path / "run", tiny, rows, max_steps=2)
+    assert verb("train", tmp_path / "run.yaml", "--set", "max_steps=1", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["steps"], summary["model"]) == (1, str(tmp_path / "run" / "model"))
+    assert math.isfinite(summary["loss"])
+    assert verb("train", tmp_path / "run.yaml", "--set", "max_steps=1", "--export") == 0
+    exported = Path(capsys.readouterr().out.strip())
+    assert exported == tmp_path / "run" / "model-1"
+    assert same(exported / "model.safetensors", tmp_path / "run" / "model" / "model.safetensors")
+    teacher = f"teacher_model_name_or_path={tiny}"
+    assert verb("distill", tmp_path / "run.yaml", "--set", f"output_dir={tmp_path / 'kd'}", "--set", teacher) == 0
+    assert "step 2/2: loss" in capsys.readouterr().err
+    assert verb("distill", tmp_path / "run.yaml") == 2
+    assert "expected eyespot train" in capsys.readouterr().err
+    assert verb("train", tmp_path / "run.yaml", "--set", teacher) == 2
+    assert verb("train") == verb("train", tmp_path / "run.yaml", "--check-data", rows) == 2
+
+
+def test_the_architecture_of_internvl2_1b(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Its own widths, heads and picture size, random weights and one layer of each kind: a step, and it compiles."""
+    model = {
+        "tokenizer_name_or_path": str(tiny),
+        "vision_config": {
+            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1, "num_attention_heads": 16,
+        },
+        "text_config": {
+            "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 1, "num_attention_heads": 14,
+            "num_key_value_heads": 2, "max_position_embeddings": 32768, "rope_theta": 1e6,
+        },
+    }  # fmt: skip
+    base = finished(made(tmp_path / "create", stage="create", model=model))
+    recipe = tune(tmp_path / "run", base, rows, max_steps=1, per_device_train_batch_size=1, torch_dtype="bfloat16")
+    built = finished(recipe)
+    assert math.isfinite(losses(recipe)[0])
+    checkpoint = open_checkpoint(str(built))
+    assert checkpoint.dtype("model.language_model.layers.0.mlp.up_proj.weight") == "BF16"
+    pytest.importorskip("eyespot._native", exc_type=ImportError)
+    from eyespot.compile import Options, compile_model
+
+    result = compile_model(checkpoint, tmp_path / "bundle", Options(scheme="W8A8", vision_scheme="W8A8"))
+    assert result.family == "internvl/qwen2"
