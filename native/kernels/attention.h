@@ -17,6 +17,7 @@ constexpr int STRIP = 6;         // queries in registers
 constexpr int64_t QUERIES = 42;  // queries that share a pass over the cache
 constexpr int64_t KEYS = 64;     // keys of a pass that stay in L1
 constexpr int64_t WIDE = 256;    // floats from row to row of the desk: a span's scores, or a head
+constexpr int64_t AHEAD = 4096;  // bytes that the cache is asked for before they are used: hides most of memory's time
 static_assert(WIDE >= SPAN && WIDE >= HEAD_DIM && KEYS % PANEL == 0 && SPAN % KEYS == 0 && PANEL % W == 0);
 
 struct Softmax {
@@ -51,6 +52,7 @@ template <int R, int P, class Format>
 #pragma GCC unroll 8
     for (int v = 0; v < P; ++v) sums[r][v] = load(c + r * WIDE + v * W);
   for (int64_t i = 0; i < n; ++i, b += step) {
+    __builtin_prefetch(reinterpret_cast<const char*>(b) + AHEAD);
     const auto column = [&](int v) { return Format::load(b + v * W / PANEL * run + v * W % PANEL); };
     if constexpr (R < P) {
       F numbers[R];
