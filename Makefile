@@ -37,7 +37,7 @@ $(MODEL): .venv/made
 	@touch $@
 
 build/demo: .venv/installed $(MODEL)
-	$(BIN)/eyespot compile $(MODEL) -o $@ --scheme W8A16
+	$(BIN)/eyespot compile $(MODEL) -o $@ --scheme gguf
 
 demo: build/demo
 	$(BIN)/eyespot run -m build/demo -p "What is the capital of France? Answer in one sentence." -n 64 --temp 0
