@@ -22,7 +22,7 @@ ENGLISH = (
     "argparse", "asyncio", "calendar", "collections", "datetime", "decimal", "difflib", "email.message", "fractions",
     "functools", "http.client", "inspect", "itertools", "json", "logging", "os", "pathlib", "random", "shutil",
     "sqlite3", "statistics", "string", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tkinter",
-    "typing", "unittest", "urllib.request", "xml.etree.ElementTree", "zipfile",
+    "unittest", "urllib.request", "xml.etree.ElementTree", "zipfile",
 )  # fmt: skip
 
 
