@@ -74,6 +74,24 @@ def one_error_line(done: subprocess.CompletedProcess[str], code: int, words: str
 # Verbs
 
 
+def test_threads(bundle: Path) -> None:
+    """-t wins over EYESPOT_THREADS, which wins over config.json; more than there are processors work, and are told."""
+    ask = ["run", "-m", bundle, "-p", "hi", "-n", "2", "--temp", "0", "--no-stats"]
+    done = eyespot(*ask)
+    assert (done.returncode, done.stderr) == (0, "")
+    usable = len(os.sched_getaffinity(0))
+    for flags, environment in ((["-t", "64"], {"EYESPOT_THREADS": "1"}), ([], {"EYESPOT_THREADS": "64"})):
+        many = eyespot(*ask, *flags, **environment)
+        assert (many.returncode, many.stdout) == (0, done.stdout)
+        assert many.stderr == f"eyespot: note: 64 threads on {usable} processors are slower than {usable}\n"
+    for verb in (ask, ["chat", "-m", bundle], ["compile", bundle, "-o", bundle / "out"]):
+        refused = eyespot(*verb, "-t", "0")
+        assert refused.returncode == 2, refused.stderr
+        assert "--threads" in refused.stderr
+    one_error_line(eyespot(*ask, "-t", "257"), 2, "threads is out of range; found 257")
+    one_error_line(eyespot(*ask, EYESPOT_THREADS="0"), 2, "EYESPOT_THREADS; found 0; expected 1 to 256")
+
+
 def test_help_lists_all_verbs_and_each_has_its_own() -> None:
     listed = eyespot("--help")
     assert listed.returncode == 0
