@@ -322,6 +322,22 @@ def test_a_created_model_is_transformers_and_ours(tiny: Path) -> None:
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
+def test_a_model_is_created_once(tiny: Path, tmp_path: Path) -> None:
+    model = {"tokenizer_name_or_path": str(tiny), "vision_config": {**VISION, "image_size": 28}, "text_config": TEXT}
+    first = finished(made(tmp_path / "create", stage="create", model=model))
+    before = (first / "model.safetensors").stat()
+    again = stages.run(made(tmp_path / "create", stage="create", model=model))
+    assert again is not None
+    assert again.made is None
+    assert (first / "model.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(EyespotError, match="a model of another recipe"):
+        stages.run(made(tmp_path / "create", stage="create", model=model, seed=3))
+    for wrong, word in (({"image_size": 30}, "a multiple of 28"), ({"num_attention_heads": 5}, "24 over 5 heads")):
+        bad = {**model, "vision_config": {**VISION, "image_size": 28, **wrong}}
+        with pytest.raises(EyespotError, match=word):
+            stages.run(made(tmp_path / "bad", stage="create", model=bad))
+
+
 def test_tune_learns_and_the_engine_answers(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """Eight colours learned by heart; the exported model says them from its bundle."""
     native = pytest.importorskip("eyespot._native", exc_type=ImportError)

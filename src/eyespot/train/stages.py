@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 
 from eyespot.errors import EyespotError, UsageError
+from eyespot.tensorfile import read_json
 from eyespot.train import checkpointing
 from eyespot.train.create import create
+from eyespot.train.data.write import atomic
 from eyespot.train.distill import Features, Logits, open_tower, pair_layers
 from eyespot.train.export import export
 from eyespot.train.journal import plot
@@ -25,6 +27,7 @@ from eyespot.train.recipe import Recipe, as_json
 from eyespot.train.streams import open_data
 
 MODEL = "model"  # the exported checkpoint, in output_dir
+RECIPE = "recipe.json"  # what stage create was asked for
 # Stage -> parts whose weights stay, where the recipe does not say.
 FROZEN = {
     "distil": {"backbone": False, "mlp": True, "llm": True},
@@ -55,13 +58,13 @@ def run(recipe: Recipe, watch: Watch = lambda told: None) -> Result | None:
     if recipe.stage == "create":
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError("stage create is the work of one process", cause="run it without torchrun")
-        _same(out, recipe)
         if model.exists():
+            _same(out, recipe)
             return Result(model)
         checkpointing.clean(_made(out))
-        made = create(recipe, open_data(recipe) if recipe.data else None, model)
-        _remember(out, recipe)
-        return Result(model, made=made)
+        with atomic(out / RECIPE) as file:
+            file.write(json.dumps(as_json(recipe), indent=1).encode())
+        return Result(model, made=create(recipe, open_data(recipe) if recipe.data else None, model))
     acc = accelerator(recipe)
     try:
         if acc.is_main_process:
@@ -127,10 +130,5 @@ def newest(recipe: Recipe) -> Path:
 
 def _same(out: Path, recipe: Recipe) -> None:
     """EyespotError when `out` holds a model made by another recipe."""
-    path = out / "recipe.json"
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(as_json(recipe))):
+    if read_json(out / RECIPE) != json.loads(json.dumps(as_json(recipe))):
         raise EyespotError(f"{out} holds a model of another recipe", expected="another output_dir")
-
-
-def _remember(out: Path, recipe: Recipe) -> None:
-    (out / "recipe.json").write_text(json.dumps(as_json(recipe), indent=1), encoding="utf-8")

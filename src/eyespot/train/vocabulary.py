@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -33,7 +34,9 @@ def english() -> Iterator[str]:
             module = importlib.import_module(name)
         except ImportError:
             continue
-        owners = [module, *(value for _, value in inspect.getmembers(module, inspect.isclass))]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some members say on sight that they are deprecated
+            owners = [module, *(value for _, value in inspect.getmembers(module, inspect.isclass))]
         texts = {
             inspect.getdoc(value) for owner in owners for _, value in sorted(vars(owner).items()) if callable(value)
         }
