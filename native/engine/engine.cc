@@ -249,6 +249,7 @@ class Engine {
 
   void truncate(int32_t n) {
     if (n < 0 || n > past_) fail_with(ES_USAGE, "truncate", n, "0 to " + str(past_) + " tokens");
+    if (n < past_) last_row_ = nullptr;  // it belongs to a token that is gone
     past_ = n;
   }
 

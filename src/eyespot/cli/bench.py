@@ -34,7 +34,9 @@ def command(
         list[str] | None, flag("--rows", metavar="ROW,...", help="These rows alone, such as vit,pp128,tg64@d1024,e2e.")
     ] = None,
     repetitions: Annotated[int, flag("-r", "--repetitions", least=1, help="Timed runs of each row.")] = 5,
-    threads: Annotated[int | None, flag("-t", "--threads", least=1, help="Default: as config.json says.")] = None,
+    threads: Annotated[
+        int | None, flag("-t", "--threads", least=1, help="Default: EYESPOT_THREADS, or as config.json says.")
+    ] = None,
     ctx_size: o.CtxSize = 0,
     isa: o.Isa = "",
     image: Annotated[str | None, flag("--image", metavar="PATH", help="The picture of e2e.")] = None,

@@ -115,7 +115,7 @@ def _engine() -> dict[str, Any]:
     return {
         "version": _native.version(),
         "isas": isas,
-        "chosen": forced or (best[-1] if best else None),
+        "chosen": None if refused else forced or (best[-1] if best else None),
         "error": refused,
     }
 

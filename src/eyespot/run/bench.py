@@ -23,7 +23,7 @@ import numpy.typing as npt
 from eyespot import images
 from eyespot.bundle.read import Bundle, open_bundle
 from eyespot.errors import EyespotError, UsageError
-from eyespot.run.engine import Engine
+from eyespot.run.engine import Engine, threads_for
 from eyespot.run.processor import load_processor
 
 if TYPE_CHECKING:
@@ -211,7 +211,9 @@ def bench(
     bundle = open_bundle(path)
     shown = images.load(picture if picture is not None else synthetic(PICTURE))
     started = time.perf_counter()
-    with Engine(bundle.path, threads or bundle.settings.threads, ctx_size or bundle.settings.ctx_size, isa) as engine:
+    with Engine(
+        bundle.path, threads_for(threads, bundle.settings.threads), ctx_size or bundle.settings.ctx_size, isa
+    ) as engine:
         opened = time.perf_counter()
         bencher = _Bencher(bundle, engine, shown, repetitions, ops, tell)
         ready = time.perf_counter()

@@ -49,6 +49,11 @@ def _array(value: object, dtype: type[np.float32] | type[np.int32], what: str) -
         raise UsageError(f"{what} are not an array of numbers", found=type(value).__name__) from None
 
 
+def threads_for(asked: int, configured: int) -> int:
+    """The engine's `threads`: what was asked for, else EYESPOT_THREADS (0: the engine reads it), else config.json's."""
+    return asked or (0 if os.environ.get("EYESPOT_THREADS") else configured)
+
+
 class Engine:
     """A bundle opened for running, and one sequence of tokens with its KV cache. Only cancel() may overlap a call.
 

@@ -68,11 +68,10 @@ def load(path: str | Path, threads: int = 0, ctx_size: int = 0, isa: str = "", v
     bundle = open_bundle(path, verify)
     later = _Later(lambda: load_processor(bundle))  # may take a third of a second, while the engine opens
     try:
-        from eyespot.run.engine import Engine
+        from eyespot.run.engine import Engine, threads_for
 
         settings = bundle.settings
-        threads = threads or (0 if os.environ.get("EYESPOT_THREADS") else settings.threads)  # 0: the engine reads it
-        engine = Engine(bundle.path, threads, ctx_size or settings.ctx_size, isa)
+        engine = Engine(bundle.path, threads_for(threads, settings.threads), ctx_size or settings.ctx_size, isa)
     except BaseException:
         later.wait()
         raise
