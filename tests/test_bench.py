@@ -234,12 +234,22 @@ def test_bad_input_is_one_line(blind: Path, tmp_path: Path) -> None:
 
 def test_interrupted_it_prints_no_figures(blind: Path) -> None:
     command = [*EYESPOT, "bench", "-m", str(blind), "--rows", "pp64", "-r", "1000000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as run:
-        assert run.stderr is not None
-        assert run.stderr.readline() == "pp64\n"
-        time.sleep(0.2)
-        os.kill(run.pid, signal.SIGINT)
-        out, err = run.communicate(timeout=60)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENV,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job inherits it ignored
+    ) as run:
+        try:
+            assert run.stderr is not None
+            assert run.stderr.readline() == "pp64\n"
+            time.sleep(0.2)
+            os.kill(run.pid, signal.SIGINT)
+            out, err = run.communicate(timeout=60)
+        finally:
+            run.kill()  # of no effect on one that ended
     assert run.returncode == 130
     assert out == ""
     assert "interrupted" in err
