@@ -111,7 +111,7 @@ class Row:
     st.builds(
         Sampling,
         temperature=st.sampled_from([0.0, 0.3, 1.0, 4.0]),
-        top_k=st.sampled_from([0, 1, 5, 40, 1023]),
+        top_k=st.sampled_from([0, 1, 5, 40, 200, 1023]),
         top_p=st.sampled_from([1.0, 0.9]),
         min_p=st.sampled_from([0.0, 0.05, 0.9]),
         repetition_penalty=st.sampled_from([1.0, 1.3, 5.0, 0.8]),

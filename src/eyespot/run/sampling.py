@@ -62,6 +62,7 @@ BOUNDS: dict[str, tuple[Callable[..., float], float, float]] = {
 }
 BLOCK = 512
 FEW = 64  # best logits to ask for where min_p decides how many stay
+MOST = 256  # best logits that are cheaper to ask for than all
 
 
 class Sampler:
@@ -116,7 +117,7 @@ class Sampler:
         else:
             return None
         wanted = stay + len(seen) + len(self._banned) + 1  # as many may fall below those that stay, and one is left out
-        if wanted > limits.TOP or s.repetition_penalty < 1:  # which may lift what was left out
+        if wanted > MOST or s.repetition_penalty < 1:  # which may lift what was left out
             return None
         ids, best = logits.top(wanted)
         order = np.argsort(ids)
