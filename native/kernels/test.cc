@@ -282,8 +282,12 @@ int main(int count, char** names) {
   for (Isa isa : ISAS) {
     const char* name = isa_name(isa);
     const bool runs = isa_runs_here(isa);
-    const bool wanted = count < 2 || std::any_of(names + 1, names + count, [&](const char* n) { return !std::strcmp(n, name); });
-    std::printf("%s: %s\n", name, !runs ? "untested: this machine lacks it" : !wanted ? "untested: not asked for" : "executed");
+    const auto named = [&](const char* argument) { return std::strcmp(argument, name) == 0; };
+    const bool wanted = count < 2 || std::any_of(names + 1, names + count, named);
+    std::printf("%s: %s\n", name,
+                !runs     ? "untested: this machine lacks it"
+                : !wanted ? "untested: not asked for"
+                          : "executed");
     std::fflush(stdout);
     if (!runs || !wanted) continue;
     const Kernels& kernels = kernels_for(isa);

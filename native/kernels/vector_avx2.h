@@ -76,7 +76,8 @@ inline F max(F a, F b) { return _mm256_max_ps(a, b); }              // b where o
 inline F magnitude(F v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
 inline M less(F a, F b) { return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 inline F choose(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(m)); }
-inline F power_of_two(F v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23)); }  // 2^n of v = 1.5 * 2^23 + 127 + n; 0 of n = -127
+// 2^n of v = 1.5 * 2^23 + 127 + n; 0 of n = -127.
+inline F power_of_two(F v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23)); }
 
 inline float lowest_lane(F v) { return _mm256_cvtss_f32(v); }
 inline float sum_lanes(F v) {  // pairwise

@@ -62,7 +62,8 @@ inline F max(F a, F b) { return _mm512_max_ps(a, b); }              // b where o
 inline F magnitude(F v) { return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF))); }
 inline M less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline F choose(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
-inline F power_of_two(F v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23)); }  // 2^n of v = 1.5 * 2^23 + 127 + n; 0 of n = -127
+// 2^n of v = 1.5 * 2^23 + 127 + n; 0 of n = -127.
+inline F power_of_two(F v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23)); }
 
 inline float lowest_lane(F v) { return _mm512_cvtss_f32(v); }
 inline float sum_lanes(F v) {  // pairwise

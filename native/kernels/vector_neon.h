@@ -80,7 +80,8 @@ inline F fnma(F a, F b, F c) { return vfmsq_f32(c, a, b); }         // c - a * b
 inline F min(F a, F b) { return choose(less(a, b), a, b); }         // b where one is NaN
 inline F max(F a, F b) { return choose(less(b, a), a, b); }         // b where one is NaN
 inline F magnitude(F v) { return vabsq_f32(v); }
-inline F power_of_two(F v) { return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(v), 23)); }  // 2^n of v = 1.5 * 2^23 + 127 + n; 0 of n = -127
+// 2^n of v = 1.5 * 2^23 + 127 + n; 0 of n = -127.
+inline F power_of_two(F v) { return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(v), 23)); }
 
 inline float lowest_lane(F v) { return vgetq_lane_f32(v, 0); }
 inline float sum_lanes(F v) { return vaddvq_f32(v); }  // pairwise
