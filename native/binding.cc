@@ -156,6 +156,7 @@ class Engine {
     for (const es_op_cost& cost : costs) {
       nb::dict d;
       d["graph"] = cost.graph, d["block"] = cost.block, d["op"] = cost.op, d["kind"] = cost.kind;
+      d["numbers"] = cost.numbers;
       d["calls"] = cost.calls, d["nanoseconds"] = cost.nanoseconds;
       d["bytes"] = cost.bytes, d["multiply_adds"] = cost.multiply_adds;
       list.append(d);
@@ -349,6 +350,7 @@ nb::dict ceilings(int threads, const std::string& isa) {
   nb::dict d;
   d["read"] = rate(found.read, "");
   d["float32"] = rate(found.float32, found.loops.float32.instruction);
+  d["int16"] = rate(found.int16, found.loops.int16.instruction);
   d["int8"] = rate(found.int8, found.loops.int8.instruction);
   d["int4"] = rate(found.int4, found.loops.int4.instruction);
   return d;

@@ -21,7 +21,7 @@ from eyespot.quantize import formats
 
 N, O, T, F = Dim(1, "n"), Dim(1, "o"), Dim(1, "t"), Dim(1, "f")  # noqa: E741
 VOCAB, WIDTH, HEADS, KV_HEADS, HEAD_DIM, INNER = 131, 44, 4, 2, 10, 54
-IMAGE, SIDE, PATCH, EYE_WIDTH, EYE_HEADS = 130, 24, 4, 18, 3
+IMAGE, SIDE, PATCH, EYE_WIDTH, EYE_HEADS = 130, 24, 4, 33, 3
 TILE_TOKENS = 9  # 6 x 6 patches, shuffled 2 x 2
 
 
@@ -92,6 +92,7 @@ def _vision(b: Builder) -> None:
                 "attention", h, heads=EYE_HEADS, kv_heads=EYE_HEADS, head_dim=d, scale=d**-0.5, layer=-1, group=group,
                 window=0,
             )  # fmt: skip
+            h = b("linear", h, weight=weight("o.weight", EYE_WIDTH, EYE_WIDTH))
             x = b("add", x, h, scale=weight("ls.weight", EYE_WIDTH), alpha=1.0)
             h = b("linear", x, weight=weight("fc1.weight", 30, EYE_WIDTH), bias=weight("fc1.bias", 30))
             h = b("gelu", h, tanh=bool(i))

@@ -165,9 +165,9 @@ def test_the_picture_is_always_the_same() -> None:
 @pytest.mark.parametrize("isa", [name for name, runs in _native.isas().items() if runs])
 def test_ceilings_of_each_instruction_set(isa: str) -> None:
     found = _native.ceilings(1, isa)
-    assert list(found) == ["read", "float32", "int8", "int4"]
+    assert list(found) == ["read", "float32", "int16", "int8", "int4"]
     assert 1e8 < found["read"]["per_second"] < 1e12
-    for kind in ("float32", "int8", "int4"):
+    for kind in ("float32", "int16", "int8", "int4"):
         rate = found[kind]["per_second"]
         assert rate == 0 if isa == "scalar" else 1e8 < rate < 1e13
         assert bool(found[kind]["instruction"]) == (isa != "scalar")

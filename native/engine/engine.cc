@@ -143,7 +143,7 @@ class Engine {
           for (const auto& step : block.steps) {
             step->number = costs_.size();
             costs_.push_back({program_.graphs[g].name.c_str(), block.name.c_str(), step->op->output.c_str(),
-                              step->op->kind.c_str(), 0, 0, 0, 0});
+                              step->op->kind.c_str(), step->numbers, 0, 0, 0, 0});
           }
   }
 

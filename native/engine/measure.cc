@@ -89,7 +89,11 @@ Ceilings measure_ceilings(int threads, Isa isa) {
   if (threads < 1 || threads > limits::THREADS) fail("bad number of threads", threads, "1 to " + str(limits::THREADS));
   const Pool pool(threads);
   const CeilingLoops loops = ceiling_loops(isa);
-  return {read_rate(pool), loop_rate(pool, loops.float32), loop_rate(pool, loops.int8), loop_rate(pool, loops.int4),
+  return {read_rate(pool),
+          loop_rate(pool, loops.float32),
+          loop_rate(pool, loops.int16),
+          loop_rate(pool, loops.int8),
+          loop_rate(pool, loops.int4),
           loops};
 }
 

@@ -10,7 +10,7 @@ namespace eyespot {
 // Of all threads together: bytes a second, operations a second (a multiply-add is two), each the best of a few passes of some
 // milliseconds. 0: the instruction set has no vectors.
 struct Ceilings {
-  double read = 0, float32 = 0, int8 = 0, int4 = 0;
+  double read = 0, float32 = 0, int16 = 0, int8 = 0, int4 = 0;
   CeilingLoops loops;
 };
 

@@ -236,9 +236,17 @@ class Binder {
     return place(layer.span, layout);
   }
 
+  // What keys and values of `group` rows are kept as: words where the op's result is rounded to int8 anyway, where this
+  // processor is faster with them, and where they need no more room than floats.
+  KvType group_type(int64_t group, int64_t kv_heads, int64_t head_dim) const {
+    if (!kernels.pairs || next_ == ops_.end() || !int8_reader(*next_, op_->output)) return KvType::f32;
+    const auto bytes = [&](KvType type) { return cache_layout(type, kv_heads, head_dim, group).bytes; };
+    return head_dim <= HEAD_DIM && bytes(KvType::int16) <= bytes(KvType::f32) ? KvType::int16 : KvType::f32;
+  }
+
   // Keys and values of every sequence of `group` rows.
-  Place group_cache(Dim rows, int64_t group, int64_t kv_heads, int64_t head_dim) const {
-    const CacheLayout layout = cache_layout(KvType::f32, kv_heads, head_dim, group);
+  Place group_cache(Dim rows, int64_t group, int64_t kv_heads, int64_t head_dim, KvType type) const {
+    const CacheLayout layout = cache_layout(type, kv_heads, head_dim, group);
     const int64_t bytes = product(rows.at(memory.units) / group, layout.bytes, "memory.group_kv");
     if (memory.group_kv.bytes < bytes)
       bad("memory.group_kv has " + str(memory.group_kv.bytes) + " bytes, expected " + str(bytes));
@@ -357,6 +365,7 @@ template <class Args>
 Bound linear_step(Binder& b, const Matrix& weight, void (*linear)(const Args&), const Args& args, const Int8Rows& int8) {
   auto step = make<LinearStep<Args>>();
   step->linear = linear, step->args = args, step->int8 = int8;
+  if (weight.scheme.a8) step->numbers = weight.scheme.bits == 8 ? "int8" : "int4";
   step->x = b.matrix(0), step->rows = b.rows(0), step->m = weight.m;
   step->multiply_adds = weight.m * weight.k, step->weight_bytes = weight.bytes;
   b.result(args.y);
@@ -427,12 +436,22 @@ Bound bind_attention(Binder& b) {
   const int64_t window = b.integer("window", 0, INT32_MAX);
   if ((layer >= 0) == (group > 0)) b.bad("name a cache layer or a group, not both");
   const Kernels& k = b.kernels;
-  const KvType type = group ? KvType::f32 : b.memory.kv_type;
-  step->store = type == KvType::f32 ? k.store_f32 : type == KvType::f16 ? k.store_f16 : k.store_int8;
-  step->attention = type == KvType::f32 ? k.attention_f32 : type == KvType::f16 ? k.attention_f16 : k.attention_int8;
-  step->attention_span = type == KvType::f32   ? k.attention_span_f32
-                         : type == KvType::f16 ? k.attention_span_f16
-                                               : k.attention_span_int8;
+  const KvType type = group ? b.group_type(group, kv_heads, d) : b.memory.kv_type;
+  switch (type) {
+    case KvType::f32:
+      step->store = k.store_f32, step->attention = k.attention_f32, step->attention_span = k.attention_span_f32;
+      break;
+    case KvType::f16:
+      step->store = k.store_f16, step->attention = k.attention_f16, step->attention_span = k.attention_span_f16;
+      break;
+    case KvType::int8:
+      step->store = k.store_int8, step->attention = k.attention_int8, step->attention_span = k.attention_span_int8;
+      break;
+    case KvType::int16:
+      step->store = k.store_int16, step->attention = k.attention_int16, step->attention_span = nullptr;
+      step->numbers = "int16";
+      break;
+  }
   step->merge = k.merge_f32;
   float* out = b.out(b.rows(0), heads * d);
   b.result(out);
@@ -440,7 +459,7 @@ Bound bind_attention(Binder& b) {
     b.grouped(0, group);
   else
     b.tokens_rows(0), step->partial = b.partial(heads, d);
-  const auto [cache, layout] = group ? b.group_cache(b.rows(0), group, kv_heads, d) : b.cache(layer, kv_heads, d);
+  const auto [cache, layout] = group ? b.group_cache(b.rows(0), group, kv_heads, d, type) : b.cache(layer, kv_heads, d);
   step->cache = cache, step->kv_heads = kv_heads, step->group = group;
   step->head_bytes = layout.head, step->head_keys = layout.keys, step->sequence_bytes = layout.bytes;
   step->key_bytes = 2 * (layout.head / layout.keys + (layout.scales ? 4 : 0));

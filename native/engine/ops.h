@@ -38,6 +38,7 @@ struct Step {
   void (*call)(const Step&, const Run&) = nullptr;
   Cost (*cost)(const Step&, const Run&) = nullptr;  // null: next to nothing
   const Op* op = nullptr;
+  const char* numbers = "float32";  // es_op_cost
   size_t number = 0;  // among all steps of the engine
 };
 

@@ -39,12 +39,13 @@ class Live {
 
 CacheLayout cache_layout(KvType type, int64_t kv_heads, int64_t head_dim, int64_t keys) {
   const char* what = "a cache's size";
-  const int64_t item = type == KvType::f32 ? 4 : type == KvType::f16 ? 2 : 1;
+  const int64_t item = type == KvType::f32 ? 4 : type == KvType::int8 ? 1 : 2;
+  const bool scaled = type == KvType::int8 || type == KvType::int16;
   CacheLayout layout;
   layout.keys = round_up(keys, PANEL);
-  layout.head = product(product(layout.keys, head_dim, what), item, what);
+  layout.head = product(product(layout.keys, type == KvType::int16 ? round_up(head_dim, PANEL) : head_dim, what), item, what);
   layout.numbers = round_up(product(layout.head, kv_heads, what), 64);
-  layout.scales = type == KvType::int8 ? round_up(product(product(layout.keys, kv_heads, what), 4, what), 64) : 0;
+  layout.scales = scaled ? round_up(product(product(layout.keys, kv_heads, what), 4, what), 64) : 0;
   layout.bytes = product(2, sum(layout.numbers, layout.scales, what), what);
   return layout;
 }

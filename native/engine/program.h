@@ -69,7 +69,7 @@ struct Span {
   int64_t offset = 0, bytes = 0;
 };
 
-enum class KvType { f32, f16, int8 };
+enum class KvType { f32, f16, int8, int16 };  // int16: of vision alone
 
 struct KvLayer {
   Span span;

@@ -154,7 +154,7 @@ struct RopeStep : Step {
 struct AttentionStep : Step {
   void (*store)(const StoreArgs&);
   void (*attention)(const AttentionArgs&);
-  void (*attention_span)(const AttentionArgs&);
+  void (*attention_span)(const AttentionArgs&);  // null for a group
   void (*merge)(const MergeArgs&);
   Cache cache;  // of key/value head 0
   int64_t kv_heads, group, head_bytes, head_keys, sequence_bytes, key_bytes;  // key_bytes: of a key and its value
@@ -167,7 +167,9 @@ struct AttentionStep : Step {
     const int64_t at = sequence * sequence_bytes + h * head_bytes;
     Cache c = cache;
     c.k = static_cast<std::byte*>(c.k) + at, c.v = static_cast<std::byte*>(c.v) + at;
-    if (c.k_scale != nullptr) c.k_scale += h * head_keys, c.v_scale += h * head_keys;
+    if (c.k_scale == nullptr) return c;
+    const int64_t scales = sequence * (sequence_bytes / 4) + h * head_keys;
+    c.k_scale += scales, c.v_scale += scales;
     return c;
   }
 

@@ -19,7 +19,7 @@ extern "C" {
 #define ES_API
 #endif
 
-#define ES_ABI_VERSION 2
+#define ES_ABI_VERSION 3
 
 /* Statuses equal the exit codes of the command line. */
 enum { ES_OK = 0, ES_FAILED = 1, ES_USAGE = 2, ES_UNSUPPORTED = 3, ES_CANCELLED = 130 };
@@ -82,6 +82,7 @@ ES_API void es_trace(es_engine* engine, es_trace_fn callback, void* user);
  * an A8 linear) has that in its time. bytes: weights, and keys and values of the cache, that were read. */
 typedef struct {
   const char *graph, *block, *op, *kind; /* "text", "layer_00", the op's output, "linear"; valid while the engine lives */
+  const char* numbers; /* what its products are made of: "float32", "int16", "int8", or "int4" (with int8) */
   int64_t calls, nanoseconds, bytes, multiply_adds;
 } es_op_cost;
 ES_API int es_profile(es_engine* engine, int32_t on);

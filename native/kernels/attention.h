@@ -24,10 +24,17 @@ struct Softmax {
   float top[QUERIES], total[QUERIES], sums[QUERIES][WIDE];
 };
 
+// A row of the desk: floats, or as many pairs of words.
+union Line {
+  float f[WIDE];
+  int16_t w[2 * WIDE];
+};
+
 // What one call keeps in its scratch.
 struct Desk {
-  float q[QUERIES][WIDE];        // times the scale of the scores
-  float weights[QUERIES][WIDE];  // of a span: scores first, then e^(score - top)
+  Line q[QUERIES];        // times the scale of the scores; for int16 q_scale is that
+  Line weights[QUERIES];  // of a span: scores first, then e^(score - top); for int16 that over weight_scale
+  float q_scale[QUERIES], weight_scale[QUERIES];
   int64_t start[QUERIES], stop[QUERIES];  // keys of the span that a query sees
   Softmax span, whole;
   float keys[KEYS * HEAD_DIM];  // K or V made float
@@ -129,7 +136,7 @@ inline void score(const typename Format::T* k, int64_t dim, int64_t from, int64_
     constexpr int R = decltype(rows)::value;
     const int64_t j = clip(down(desk.start[i]), from, to), stop = clip(up(desk.stop[i + R - 1]), from, to);
     if (j < stop)
-      product_row<R, Format>(desk.q[i], k + (j - from) * dim, PANEL, PANEL * dim, &desk.weights[i][j], dim, stop - j);
+      product_row<R, Format>(desk.q[i].f, k + (j - from) * dim, PANEL, PANEL * dim, desk.weights[i].f + j, dim, stop - j);
   });
 }
 
@@ -141,7 +148,7 @@ inline void collect(const typename Format::T* v, int64_t stride, int64_t columns
     constexpr int R = decltype(rows)::value;
     const int64_t j = clip(desk.start[i], from, to), stop = clip(desk.stop[i + R - 1], from, to);
     if (j < stop)
-      product_row<R, Format>(&desk.weights[i][j], v + (j - from) * stride, stride, PANEL, desk.span.sums[i], stop - j,
+      product_row<R, Format>(desk.weights[i].f + j, v + (j - from) * stride, stride, PANEL, desk.span.sums[i], stop - j,
                              columns);
   });
 }
@@ -151,7 +158,7 @@ inline void collect(const typename Format::T* v, int64_t stride, int64_t columns
 inline void weigh(const float* k_scale, const float* v_scale, int64_t low, int64_t high, int64_t i, Desk& desk) {
   const F hidden = all(-__builtin_inff());
   const int64_t start = desk.start[i], stop = desk.stop[i];
-  float* row = desk.weights[i];
+  float* row = desk.weights[i].f;
   F best = hidden;
   for (int64_t j = low; j < high; j += W) {
     F s = load(row + j);
@@ -173,20 +180,26 @@ inline void weigh(const float* k_scale, const float* v_scale, int64_t low, int64
   desk.span.total[i] = sum_lanes(total);
 }
 
-// desk.span = the softmax of queries [p, p + count) over a span's keys.
-template <class Format>
-inline void attend_span(const AttentionArgs& a, int64_t p, int64_t count, int64_t span, Desk& desk) {
-  const int64_t first_key = span * SPAN, dim = a.head_dim;
+// Which keys of a span queries [p, p + count) see, and their softmax over none.
+inline void look(const AttentionArgs& a, int64_t p, int64_t count, int64_t span, Desk& desk) {
+  const int64_t first_key = span * SPAN;
   for (int64_t i = 0; i < count; ++i) {
     const Sight sight(a, p + i);
     desk.start[i] = clip(sight.start - first_key, 0, SPAN);
     desk.stop[i] = clip(sight.stop - first_key, 0, SPAN);
     desk.span.top[i] = -__builtin_inff(), desk.span.total[i] = 0;
-    std::memset(desk.span.sums[i], 0, static_cast<size_t>(dim) * sizeof(float));
+    std::memset(desk.span.sums[i], 0, static_cast<size_t>(a.head_dim) * sizeof(float));
   }
+}
+
+// desk.span = the softmax of queries [p, p + count) over a span's keys.
+template <class Format>
+inline void attend_span(const AttentionArgs& a, int64_t p, int64_t count, int64_t span, Desk& desk) {
+  look(a, p, count, span, desk);
+  const int64_t first_key = span * SPAN, dim = a.head_dim;
   const int64_t low = down(desk.start[0]), stop = desk.stop[count - 1], high = up(stop);
   for (int64_t i = 0; i < count; ++i)
-    std::memset(&desk.weights[i][low], 0, static_cast<size_t>(high - low) * sizeof(float));
+    std::memset(desk.weights[i].f + low, 0, static_cast<size_t>(high - low) * sizeof(float));
   // Few queries use the cache as it lies; for many, a part of it is made float once.
   constexpr bool FLOAT = std::is_same_v<Format, F32>;
   const bool few = count <= 2 * STRIP, whole = dim % W == 0;
@@ -225,12 +238,125 @@ inline void attend_span(const AttentionArgs& a, int64_t p, int64_t count, int64_
   }
 }
 
+// ---- int16 ----
+
+// c[r][0 .. P * W) = scale[r] * scales[..] * sum over i < n of a[r][i] . b[i][..], pairs of words; rows of a are a line
+// apart, those of c WIDE; b's are `step` pairs apart, and its runs of PANEL columns `run`. scales: none where null.
+template <int R, int P>
+[[gnu::noinline]] void product(const int16_t* a, const int16_t* b, int64_t step, int64_t run, const float* scale,
+                               const float* scales, float* c, int64_t n) {
+  using Sum [[gnu::vector_size(sizeof(I))]] = int32_t;  // as I, GCC 12 would store every sum in every round
+  Sum sums[R][P];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < P; ++v) sums[r][v] = Sum{};
+  for (int64_t i = 0; i < n; ++i, b += 2 * step) {
+    I pairs[P];
+#pragma GCC unroll 8
+    for (int v = 0; v < P; ++v) pairs[v] = load_bytes(b + 2 * (v * W / PANEL * run + v * W % PANEL));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const I pair = four(reinterpret_cast<const int8_t*>(a + 2 * (r * WIDE + i)));
+#pragma GCC unroll 8
+      for (int v = 0; v < P; ++v) sums[r][v] = reinterpret_cast<Sum>(dot2(reinterpret_cast<I>(sums[r][v]), pairs[v], pair));
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < P; ++v) {
+      const F sum = to_float(reinterpret_cast<I>(sums[r][v])) * all(scale[r]);
+      store(c + r * WIDE + v * W, scales ? sum * load(scales + v * W) : sum);
+    }
+}
+
+// The same for `columns` columns, a multiple of PANEL.
+template <int R>
+inline void product_row(const int16_t* a, const int16_t* b, int64_t step, int64_t run, const float* scale,
+                        const float* scales, float* c, int64_t n, int64_t columns) {
+  constexpr int P = across(R);
+  const auto from = [&](int64_t j) { return scales ? scales + j : nullptr; };
+  int64_t j = 0;
+  for (; j + P * W <= columns; j += P * W)
+    product<R, P>(a, b + 2 * (j / PANEL * run), step, run, scale, from(j), c + j, n);
+  for (; j < columns; j += W)
+    product<R, 1>(a, b + 2 * (j / PANEL * run + j % PANEL), step, run, scale, from(j), c + j, n);
+}
+
+// Scores [low, high) of query i become words; v_scale is the span's. As in weigh, what is not seen is replaced.
+inline void weigh_words(const float* v_scale, int64_t low, int64_t high, int64_t i, Desk& desk) {
+  const int64_t start = desk.start[i], stop = desk.stop[i];
+  float* row = desk.weights[i].f;
+  const auto seen = [&](int64_t j, F yes, F no) {
+    if (j < start) yes = choose(first(start - j), no, yes);
+    return j + W > stop ? choose(first(stop - j), yes, no) : yes;
+  };
+  const F hidden = all(-__builtin_inff()), zero = all(0.0f);
+  F best = hidden;
+  for (int64_t j = low; j < high; j += W) best = max(best, seen(j, load(row + j), hidden));
+  const float top = largest_lane(best);
+  const F base = all(top == -__builtin_inff() ? 0.0f : top);
+  F total = zero, most = zero, sum = zero;
+  for (int64_t j = low; j < high; j += W) {
+    const F weight = seen(j, exp_roughly(load(row + j) - base), zero);
+    const F scaled = seen(j, weight * load(v_scale + j), zero);
+    total = total + weight, most = max(most, scaled), sum = sum + scaled;
+    store(row + j, scaled);
+  }
+  desk.span.top[i] = top;
+  desk.span.total[i] = sum_lanes(total);
+  const float by_most = largest_lane(most) / 32767, by_sum = sum_lanes(sum) / ((1 << 19) - SPAN);
+  const float scale = by_sum < by_most ? by_most : by_sum;  // NaN, if any, is in the sum
+  desk.weight_scale[i] = scale;
+  const F inverse = all(scale > 0 ? 1 / scale : 0.0f);
+  for (int64_t j = low; j < high; j += W) store_int16(desk.weights[i].w + j, to_int(load(row + j) * inverse));
+}
+
+// attend_span where K and V are words: no sum is ever rounded, so a span's keys are summed at once.
+template <>
+inline void attend_span<Int16>(const AttentionArgs& a, int64_t p, int64_t count, int64_t span, Desk& desk) {
+  look(a, p, count, span, desk);
+  const int64_t first_key = span * SPAN, width = up(a.head_dim);
+  const auto* k = static_cast<const int16_t*>(a.cache.k) + first_key * width;
+  const auto* v = static_cast<const int16_t*>(a.cache.v) + first_key * width;
+  const int64_t low = down(desk.start[0]), high = up(desk.stop[count - 1]);
+  for (int64_t from = low; from < high; from += KEYS)
+    strips(count, [&](auto rows, int64_t i) {
+      constexpr int R = decltype(rows)::value;
+      const int64_t to = clip(from + KEYS, 0, high);
+      const int64_t j = clip(down(desk.start[i]), from, to), stop = clip(up(desk.stop[i + R - 1]), from, to);
+      if (j < stop)
+        product_row<R>(desk.q[i].w, k + j * width, PANEL, width / 2 * PANEL, desk.q_scale + i,
+                       a.cache.k_scale + first_key + j, desk.weights[i].f + j, width / 2, stop - j);
+    });
+  strips(count, [&](auto rows, int64_t i) {
+    constexpr int R = decltype(rows)::value;
+    const int64_t j = down(desk.start[i]), stop = up(desk.stop[i + R - 1]);
+    for (int r = 0; r < R; ++r) weigh_words(a.cache.v_scale + first_key, j, stop, i + r, desk);
+    if (j < stop)
+      product_row<R>(desk.weights[i].w + j, v + j * width, width, PANEL, desk.weight_scale + i, nullptr,
+                     desk.span.sums[i], (stop - j) / 2, width);
+  });
+}
+
+// ---- all formats ----
+
 // Rows of q from query p on, times the scale, onto the desk.
+template <class Format>
 inline void take_queries(const AttentionArgs& a, int64_t p, int64_t count, Desk& desk) {
   const F scale = all(a.scale);
   for (int64_t i = 0; i < count; ++i) {
     const float* q = a.q + (p + i) / a.heads * a.q_stride + (p + i) % a.heads * a.head_dim;
-    each(a.head_dim, [&](int64_t c, auto lanes) { lanes.store(desk.q[i] + c, lanes.load(q + c) * scale); });
+    if constexpr (std::is_same_v<Format, Int16>) {
+      const float most = static_cast<float>(clip(INT32_MAX / (INT16 * a.head_dim), 1, 32767));
+      int32_t sum;  // not used
+      quantize_group(q, a.head_dim, most, desk.q[i].w, desk.q_scale[i], sum);
+      desk.q_scale[i] *= a.scale;
+      std::memset(desk.q[i].w + a.head_dim, 0, static_cast<size_t>(up(a.head_dim) - a.head_dim) * sizeof(int16_t));
+      continue;
+    }
+    each(a.head_dim, [&](int64_t c, auto lanes) { lanes.store(desk.q[i].f + c, lanes.load(q + c) * scale); });
   }
 }
 
@@ -253,7 +379,7 @@ inline void attention(const AttentionArgs& a) {
   Softmax& whole = desk.whole;
   for (int64_t p = a.first; p < a.last; p += QUERIES) {
     const int64_t count = clip(a.last - p, 0, QUERIES);
-    take_queries(a, p, count, desk);
+    take_queries<Format>(a, p, count, desk);
     for (int64_t i = 0; i < count; ++i) {
       whole.top[i] = -__builtin_inff(), whole.total[i] = 0;
       std::memset(whole.sums[i], 0, static_cast<size_t>(a.head_dim) * sizeof(float));
@@ -279,7 +405,7 @@ inline void attention_span(const AttentionArgs& a) {
   float* partial = a.partial;
   for (int64_t p = a.first; p < a.last; p += QUERIES) {
     const int64_t count = clip(a.last - p, 0, QUERIES);
-    take_queries(a, p, count, desk);
+    take_queries<Format>(a, p, count, desk);
     attend_span<Format>(a, p, count, a.span, desk);
     for (int64_t i = 0; i < count; ++i, partial += a.head_dim + 2) {
       partial[0] = desk.span.top[i], partial[1] = desk.span.total[i];
@@ -291,6 +417,7 @@ inline void attention_span(const AttentionArgs& a) {
 void attention_f32(const AttentionArgs& a) { attention<F32>(a); }
 void attention_f16(const AttentionArgs& a) { attention<F16>(a); }
 void attention_int8(const AttentionArgs& a) { attention<Int8>(a); }
+void attention_int16(const AttentionArgs& a) { attention<Int16>(a); }
 void attention_span_f32(const AttentionArgs& a) { attention_span<F32>(a); }
 void attention_span_f16(const AttentionArgs& a) { attention_span<F16>(a); }
 void attention_span_int8(const AttentionArgs& a) { attention_span<Int8>(a); }
@@ -308,16 +435,16 @@ void merge_f32(const MergeArgs& a) {
 
 // ---- store ----
 
-// A key's vector goes into its block, a column of it.
+// A key's vector of n numbers goes into its block, a column of it.
 template <class T>
-inline void put_key(const StoreArgs& a, int64_t key, const T* row) {
-  T* k = static_cast<T*>(a.cache.k) + down(key) * a.head_dim + key % PANEL;
-  for (int64_t c = 0; c < a.head_dim; ++c) k[c * PANEL] = row[c];
+inline void put_key(const StoreArgs& a, int64_t key, const T* row, int64_t n) {
+  T* k = static_cast<T*>(a.cache.k) + down(key) * n + key % PANEL;
+  for (int64_t c = 0; c < n; ++c) k[c * PANEL] = row[c];
 }
 
 void store_f32(const StoreArgs& a) {
   for (int64_t r = 0; r < a.rows; ++r) {
-    put_key(a, a.at + r, a.k + r * a.stride);
+    put_key(a, a.at + r, a.k + r * a.stride, a.head_dim);
     std::memcpy(static_cast<float*>(a.cache.v) + (a.at + r) * a.head_dim, a.v + r * a.stride,
                 static_cast<size_t>(a.head_dim) * sizeof(float));
   }
@@ -332,7 +459,7 @@ void store_f16(const StoreArgs& a) {
       lanes.store(key + c, lanes.load(k + c));
       lanes.store(value + c, lanes.load(v + c));
     });
-    put_key(a, a.at + r, key);
+    put_key(a, a.at + r, key, a.head_dim);
   }
 }
 
@@ -341,10 +468,27 @@ void store_int8(const StoreArgs& a) {
   int32_t sum;  // not kept
   for (int64_t r = 0; r < a.rows; ++r) {
     const int64_t at = a.at + r;
-    quantize_group(a.k + r * a.stride, a.head_dim, key, a.cache.k_scale[at], sum);
-    quantize_group(a.v + r * a.stride, a.head_dim, static_cast<int8_t*>(a.cache.v) + at * a.head_dim,
+    quantize_group(a.k + r * a.stride, a.head_dim, 127, key, a.cache.k_scale[at], sum);
+    quantize_group(a.v + r * a.stride, a.head_dim, 127, static_cast<int8_t*>(a.cache.v) + at * a.head_dim,
                    a.cache.v_scale[at], sum);
-    put_key(a, at, key);
+    put_key(a, at, key, a.head_dim);
+  }
+}
+
+// Two words go as one number: a pair of a key, or the same column of two values.
+void store_int16(const StoreArgs& a) {
+  const int64_t width = up(a.head_dim);
+  int16_t words[HEAD_DIM];
+  int32_t pairs[HEAD_DIM / 2], sum;  // no sum is kept
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const int64_t at = a.at + r;
+    quantize_group(a.k + r * a.stride, a.head_dim, INT16, words, a.cache.k_scale[at], sum);
+    std::memset(words + a.head_dim, 0, static_cast<size_t>(width - a.head_dim) * sizeof *words);
+    std::memcpy(pairs, words, static_cast<size_t>(width) * sizeof *words);
+    put_key(a, at, pairs, width / 2);
+    quantize_group(a.v + r * a.stride, a.head_dim, INT16, words, a.cache.v_scale[at], sum);
+    int16_t* v = static_cast<int16_t*>(a.cache.v) + at / 2 * 2 * width + at % 2;
+    for (int64_t c = 0; c < a.head_dim; ++c) v[2 * c] = words[c];
   }
 }
 

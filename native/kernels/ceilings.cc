@@ -36,6 +36,9 @@ namespace {
 #if ES_X86
 
 LOOP(fma_avx2, "avx2,fma", __m256, "vfmadd231ps %[x], %[x], %[s]")
+LOOP(madd_avx2, "avx2", __m256i,
+     "vpmaddwd %[x], %[x], %[t]\n"
+     "vpaddd %[t], %[s], %[s]")
 LOOP(maddubs_avx2, "avx2", __m256i,
      "vpmaddubsw %[x], %[x], %[t]\n"
      "vpmaddwd %[x], %[t], %[t]\n"
@@ -48,13 +51,18 @@ LOOP(maddubs8_avx2, "avx2", __m256i,
      ".endr\n"
      "vpmaddwd %[x], %[t], %[t]\n"
      "vpaddd %[t], %[s], %[s]")
+LOOP(dpwssd_avxvnni, "avx2,avxvnni", __m256i, "%{vex%} vpdpwssd %[x], %[x], %[s]")
 LOOP(dpbusd_avxvnni, "avx2,avxvnni", __m256i, "%{vex%} vpdpbusd %[x], %[x], %[s]")
 LOOP(fma_avx512, "avx512f", __m512, "vfmadd231ps %[x], %[x], %[s]")
+LOOP(dpwssd_avx512, "avx512f,avx512vnni", __m512i, "vpdpwssd %[x], %[x], %[s]")
 LOOP(dpbusd_avx512, "avx512f,avx512vnni", __m512i, "vpdpbusd %[x], %[x], %[s]")
 
 #elif ES_ARM
 
 LOOP(fmla_neon, "arch=armv8-a", int8x16_t, "fmla %[s].4s, %[x].4s, %[x].4s")
+LOOP(smlal16_neon, "arch=armv8-a", int8x16_t,
+     "smlal %[s].4s, %[x].4h, %[x].4h\n"
+     "smlal2 %[s].4s, %[x].8h, %[x].8h")
 LOOP(smlal_neon, "arch=armv8-a", int8x16_t,
      "smull %[t].8h, %[x].8b, %[x].8b\n"
      "smlal2 %[t].8h, %[x].16b, %[x].16b\n"
@@ -79,24 +87,31 @@ CeilingLoops ceiling_loops(Isa isa) {
 #if ES_X86
     case Isa::avx2:
       return {{"vfmadd ymm", 12 * 16, fma_avx2},
+              {"vpmaddwd, vpaddd ymm", 12 * 32, madd_avx2},
               {"vpmaddubsw, vpmaddwd ymm", 12 * 64, maddubs_avx2},
               {"8 vpmaddubsw, vpmaddwd ymm", 12 * 8 * 64, maddubs8_avx2}};
     case Isa::avxvnni:
       return {{"vfmadd ymm", 12 * 16, fma_avx2},
+              {"vpdpwssd ymm", 12 * 32, dpwssd_avxvnni},
               {"vpdpbusd ymm", 12 * 64, dpbusd_avxvnni},
               {"vpdpbusd ymm", 12 * 64, dpbusd_avxvnni}};
     case Isa::avx512:
       return {{"vfmadd zmm", 12 * 32, fma_avx512},
+              {"vpdpwssd zmm", 12 * 64, dpwssd_avx512},
               {"vpdpbusd zmm", 12 * 128, dpbusd_avx512},
               {"vpdpbusd zmm", 12 * 128, dpbusd_avx512}};
 #endif
 #if ES_ARM
     case Isa::neon:
       return {{"fmla", 12 * 8, fmla_neon},
+              {"smlal, smlal2", 12 * 16, smlal16_neon},
               {"smull, smlal2, sadalp", 12 * 32, smlal_neon},
               {"8 smlal, smlal2, sadalp", 12 * 8 * 32, smlal8_neon}};
     case Isa::dotprod:
-      return {{"fmla", 12 * 8, fmla_neon}, {"sdot", 12 * 32, sdot_dotprod}, {"sdot", 12 * 32, sdot_dotprod}};
+      return {{"fmla", 12 * 8, fmla_neon},
+              {"smlal, smlal2", 12 * 16, smlal16_neon},
+              {"sdot", 12 * 32, sdot_dotprod},
+              {"sdot", 12 * 32, sdot_dotprod}};
 #endif
   }
   return {};

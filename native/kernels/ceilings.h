@@ -17,10 +17,10 @@ struct CeilingLoop {
   void (*run)(int64_t rounds) = nullptr;  // null: the instruction set has no vectors (scalar)
 };
 
-// float32: fused multiply-add of floats. int8: products of signed bytes, summed in int32. int4: the same where one factor
+// float32: fused multiply-add of floats. int16: products of words, summed in int32. int8: products of signed bytes, summed in int32. int4: the same where one factor
 // is below 16 in size, so that an instruction set without int8 dot products may sum several products in int16 first.
 struct CeilingLoops {
-  CeilingLoop float32, int8, int4;
+  CeilingLoop float32, int16, int8, int4;
 };
 CeilingLoops ceiling_loops(Isa isa);
 

@@ -35,6 +35,7 @@ struct Int8 {
   static F load(const T* p) { return load_int8(p); }
   static F load_first(const T* p, int64_t n) { return load_int8_first(p, n); }
 };
+struct Int16 {};  // pairs of words: attention.h
 
 // Which lanes a step of a row works on: all W, or the n < W that are left.
 struct Full {
@@ -44,6 +45,7 @@ struct Full {
   void store(float* p, F v) const { eyespot::store(p, v); }
   void store(uint16_t* p, F v) const { store_half(p, v); }
   void store(int8_t* p, I v) const { store_int8(p, v); }
+  void store(int16_t* p, I v) const { store_int16(p, v); }
 };
 struct Part {
   int64_t n;
@@ -53,6 +55,7 @@ struct Part {
   void store(float* p, F v) const { store_first(p, v, n); }
   void store(uint16_t* p, F v) const { store_half_first(p, v, n); }
   void store(int8_t* p, I v) const { store_int8_first(p, v, n); }
+  void store(int16_t* p, I v) const { store_int16_first(p, v, n); }
 };
 
 // step(i, lanes) for a row of n numbers, W at a time.
@@ -91,6 +94,16 @@ inline F exp_within(F x) {
 
 inline F exp_below(F x) { return exp_within(max(all(-88.03f), x)); }  // of x <= 88; max gives its second operand for NaN
 inline F exp(F x) { return exp_below(min(all(88.0f), x)); }           // as min does
+
+// The same to 4e-6 relative, for weights that are rounded to words: degree 4, ln 2 in one part.
+inline F exp_roughly(F x) {
+  x = max(all(-88.03f), x);
+  const F magic = all(0x1.8p23f + 127), v = fma(x, all(1.44269504f), magic), r = fnma(v - magic, all(0.69314718f), x);
+  F p = all(0.0414586067199707f);
+  for (float c : {0.16790907084941864f, 0.5000435709953308f, 0.9999634027481079f, 0.9999992847442627f})
+    p = fma(p, r, all(c));
+  return p * power_of_two(v);
+}
 
 // 1 / (1 + e^-x)
 inline F sigmoid(F x) { return all(1.0f) / (all(1.0f) + exp(all(0.0f) - x)); }
@@ -210,13 +223,14 @@ void widen_f32(const WidenArgs& a) { widen<F32>(a); }
 void widen_f16(const WidenArgs& a) { widen<F16>(a); }
 void widen_bf16(const WidenArgs& a) { widen<Bf16>(a); }
 
-// One group of n numbers. |x| / scale is at most 127 (1 + 2^-22), which rounds to 127: no clamp.
-[[gnu::always_inline]] inline void quantize_group(const float* x, int64_t n, int8_t* q, float& scale, int32_t& sum) {
+// One group of n numbers, to -most..most. |x| / scale is at most most (1 + 2^-22), which rounds to most: no clamp.
+template <class T>
+[[gnu::always_inline]] inline void quantize_group(const float* x, int64_t n, float most, T* q, float& scale, int32_t& sum) {
   I top = all(0);  // |x| as bits: orders like the value, and NaN comes out on top
   each(n, [&](int64_t i, auto lanes) { top = max(top, bits(magnitude(lanes.load(x + i)))); });
   const float largest = float_of_bits(static_cast<uint32_t>(largest_lane(top)));
   const bool finite = largest < __builtin_inff();
-  scale = !finite ? __builtin_nanf("") : largest < 1e-30f ? 0.0f : largest / 127.0f;
+  scale = !finite ? __builtin_nanf("") : largest < 1e-30f ? 0.0f : largest / most;
   I total = all(0);
   if (scale > 0) {
     const F inverse = all(1.0f / scale);
@@ -226,7 +240,7 @@ void widen_bf16(const WidenArgs& a) { widen<Bf16>(a); }
       lanes.store(q + i, v);
     });
   } else {
-    std::memset(q, 0, static_cast<size_t>(n));
+    std::memset(q, 0, static_cast<size_t>(n) * sizeof *q);
   }
   sum = sum_lanes(total);
 }
@@ -241,11 +255,11 @@ void quantize_int8(const QuantizeArgs& a) {
       float& scale = a.scale[r * groups + g];
       int32_t sum;
       if (n == 32)  // known lengths: the loops unroll, the group stays in registers
-        quantize_group(x, 32, q, scale, sum);
+        quantize_group(x, 32, 127, q, scale, sum);
       else if (n == 64)
-        quantize_group(x, 64, q, scale, sum);
+        quantize_group(x, 64, 127, q, scale, sum);
       else
-        quantize_group(x, n, q, scale, sum);
+        quantize_group(x, n, 127, q, scale, sum);
       if (a.sum) a.sum[r * groups + g] = sum;
     }
     std::memset(a.q + r * a.stride + a.k, 0, static_cast<size_t>(a.stride - a.k));

@@ -14,6 +14,7 @@ struct Kernels {
 #define KERNEL(op, format, type) void (*op##_##format)(const type##Args&) = nullptr;
 #include "kernels/kernels.inc"
 #undef KERNEL
+  bool pairs = false;  // attention over int16 is faster than over f32
 };
 
 #define ISA(name)                   \

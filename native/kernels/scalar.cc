@@ -29,6 +29,12 @@ struct Bf16 {
 };
 struct Int8 {
   using T = int8_t;
+  static constexpr int64_t MOST = 127;
+  static float widen(T v) { return static_cast<float>(v); }
+};
+struct Int16 {
+  using T = int16_t;
+  static constexpr int64_t MOST = INT16;
   static float widen(T v) { return static_cast<float>(v); }
 };
 
@@ -63,29 +69,45 @@ void widen(const WidenArgs& a) {
   for (int64_t i = 0; i < a.n; ++i) a.out[i] = Format::widen(static_cast<const typename Format::T*>(a.in)[i]);
 }
 
-// One group of n numbers. |x| / scale is at most 127 (1 + 2^-22), which rounds to 127: no clamp.
-int32_t quantize_group(const float* x, int64_t n, int8_t* q, float& scale) {
+// One group of n numbers, to -MOST..MOST. |x| / scale is at most MOST (1 + 2^-22), which rounds to MOST: no clamp.
+template <class Format>
+int32_t quantize_group(const float* x, int64_t n, typename Format::T* q, float& scale) {
   uint32_t largest = 0;  // |x| as bits: orders like the value, and NaN comes out on top
   for (int64_t i = 0; i < n; ++i) {
     const uint32_t magnitude = bits_of_float(x[i]) & 0x7FFFFFFF;
     largest = magnitude > largest ? magnitude : largest;
   }
   const float top = float_of_bits(largest);
-  scale = largest >= 0x7F800000 ? NAN : top < 1e-30f ? 0.0f : top / 127.0f;
+  scale = largest >= 0x7F800000 ? NAN : top < 1e-30f ? 0.0f : top / Format::MOST;
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
   int32_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += q[i] = scale > 0 ? static_cast<int8_t>(std::nearbyint(x[i] * inverse)) : 0;
+  for (int64_t i = 0; i < n; ++i) sum += q[i] = scale > 0 ? static_cast<typename Format::T>(std::nearbyint(x[i] * inverse)) : 0;
   return sum;
 }
 
 // Places of a cache: number i of a key's K and V.
-int64_t k_place(int64_t key, int64_t i, int64_t head_dim) { return (key / PANEL * head_dim + i) * PANEL + key % PANEL; }
-int64_t v_place(int64_t key, int64_t i, int64_t head_dim) { return key * head_dim + i; }
+template <class Format>
+int64_t k_place(int64_t key, int64_t i, int64_t head_dim) {
+  return (key / PANEL * head_dim + i) * PANEL + key % PANEL;
+}
+template <class Format>
+int64_t v_place(int64_t key, int64_t i, int64_t head_dim) {
+  return key * head_dim + i;
+}
+int64_t padded(int64_t head_dim) { return (head_dim + PANEL - 1) / PANEL * PANEL; }
+template <>
+int64_t k_place<Int16>(int64_t key, int64_t i, int64_t head_dim) {
+  return 2 * ((key / PANEL * (padded(head_dim) / 2) + i / 2) * PANEL + key % PANEL) + i % 2;
+}
+template <>
+int64_t v_place<Int16>(int64_t key, int64_t i, int64_t head_dim) {
+  return 2 * (key / 2 * padded(head_dim) + i) + key % 2;
+}
 
 // One query's softmax over the keys of a span.
 template <class Format>
 void attend_span(const AttentionArgs& a, int64_t p, int64_t span, float& top, float& total, float* sums) {
-  constexpr bool SCALED = std::is_same_v<Format, Int8>;
+  constexpr bool SCALED = std::is_same_v<Format, Int8> || std::is_same_v<Format, Int16>;
   const auto* k = static_cast<const typename Format::T*>(a.cache.k);
   const auto* v = static_cast<const typename Format::T*>(a.cache.v);
   const int64_t row = p / a.heads, head = p % a.heads;
@@ -99,7 +121,7 @@ void attend_span(const AttentionArgs& a, int64_t p, int64_t span, float& top, fl
   float weights[SPAN];
   for (int64_t j = start; j < stop; ++j) {
     float score = 0;
-    for (int64_t i = 0; i < a.head_dim; ++i) score += q[i] * Format::widen(k[k_place(j, i, a.head_dim)]);
+    for (int64_t i = 0; i < a.head_dim; ++i) score += q[i] * Format::widen(k[k_place<Format>(j, i, a.head_dim)]);
     score *= SCALED ? a.scale * a.cache.k_scale[j] : a.scale;
     top = score > top ? score : top;
     weights[j - start] = score;
@@ -108,7 +130,7 @@ void attend_span(const AttentionArgs& a, int64_t p, int64_t span, float& top, fl
     const float weight = std::exp(weights[j - start] - (top == -INFINITY ? 0.0f : top));
     const float scaled = SCALED ? weight * a.cache.v_scale[j] : weight;
     total += weight;
-    for (int64_t i = 0; i < a.head_dim; ++i) sums[i] += scaled * Format::widen(v[v_place(j, i, a.head_dim)]);
+    for (int64_t i = 0; i < a.head_dim; ++i) sums[i] += scaled * Format::widen(v[v_place<Format>(j, i, a.head_dim)]);
   }
 }
 
@@ -156,7 +178,7 @@ void quantize_int8(const QuantizeArgs& a) {
     int8_t* q = a.q + r * a.stride;
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t at = g * group, n = a.k - at < group ? a.k - at : group;
-      const int32_t sum = quantize_group(a.x + r * a.k + at, n, q + at, a.scale[r * groups + g]);
+      const int32_t sum = quantize_group<Int8>(a.x + r * a.k + at, n, q + at, a.scale[r * groups + g]);
       if (a.sum) a.sum[r * groups + g] = sum;
     }
     std::memset(q + a.k, 0, static_cast<size_t>(a.stride - a.k));
@@ -209,32 +231,39 @@ void rope_f32(const RopeArgs& a) {
 void store_f32(const StoreArgs& a) {
   for (int64_t r = 0; r < a.rows; ++r)
     for (int64_t i = 0; i < a.head_dim; ++i) {
-      static_cast<float*>(a.cache.k)[k_place(a.at + r, i, a.head_dim)] = a.k[r * a.stride + i];
-      static_cast<float*>(a.cache.v)[v_place(a.at + r, i, a.head_dim)] = a.v[r * a.stride + i];
+      static_cast<float*>(a.cache.k)[k_place<F32>(a.at + r, i, a.head_dim)] = a.k[r * a.stride + i];
+      static_cast<float*>(a.cache.v)[v_place<F32>(a.at + r, i, a.head_dim)] = a.v[r * a.stride + i];
     }
 }
 
 void store_f16(const StoreArgs& a) {
   for (int64_t r = 0; r < a.rows; ++r)
     for (int64_t i = 0; i < a.head_dim; ++i) {
-      static_cast<uint16_t*>(a.cache.k)[k_place(a.at + r, i, a.head_dim)] = half_of_float(a.k[r * a.stride + i]);
-      static_cast<uint16_t*>(a.cache.v)[v_place(a.at + r, i, a.head_dim)] = half_of_float(a.v[r * a.stride + i]);
+      static_cast<uint16_t*>(a.cache.k)[k_place<F16>(a.at + r, i, a.head_dim)] = half_of_float(a.k[r * a.stride + i]);
+      static_cast<uint16_t*>(a.cache.v)[v_place<F16>(a.at + r, i, a.head_dim)] = half_of_float(a.v[r * a.stride + i]);
     }
 }
 
-void store_int8(const StoreArgs& a) {
-  int8_t *k = static_cast<int8_t*>(a.cache.k), *v = static_cast<int8_t*>(a.cache.v), row[HEAD_DIM];
+template <class Format>
+void store_scaled(const StoreArgs& a) {
+  using T = typename Format::T;
+  T *k = static_cast<T*>(a.cache.k), *v = static_cast<T*>(a.cache.v), row[HEAD_DIM];
   for (int64_t r = 0; r < a.rows; ++r) {
     const int64_t key = a.at + r;
-    quantize_group(a.k + r * a.stride, a.head_dim, row, a.cache.k_scale[key]);
-    for (int64_t i = 0; i < a.head_dim; ++i) k[k_place(key, i, a.head_dim)] = row[i];
-    quantize_group(a.v + r * a.stride, a.head_dim, v + v_place(key, 0, a.head_dim), a.cache.v_scale[key]);
+    quantize_group<Format>(a.k + r * a.stride, a.head_dim, row, a.cache.k_scale[key]);
+    for (int64_t i = 0; i < a.head_dim; ++i) k[k_place<Format>(key, i, a.head_dim)] = row[i];
+    quantize_group<Format>(a.v + r * a.stride, a.head_dim, row, a.cache.v_scale[key]);
+    for (int64_t i = 0; i < a.head_dim; ++i) v[v_place<Format>(key, i, a.head_dim)] = row[i];
   }
 }
+
+void store_int8(const StoreArgs& a) { store_scaled<Int8>(a); }
+void store_int16(const StoreArgs& a) { store_scaled<Int16>(a); }
 
 void attention_f32(const AttentionArgs& a) { attention<F32>(a); }
 void attention_f16(const AttentionArgs& a) { attention<F16>(a); }
 void attention_int8(const AttentionArgs& a) { attention<Int8>(a); }
+void attention_int16(const AttentionArgs& a) { attention<Int16>(a); }
 void attention_span_f32(const AttentionArgs& a) { attention_span<F32>(a); }
 void attention_span_f16(const AttentionArgs& a) { attention_span<F16>(a); }
 void attention_span_int8(const AttentionArgs& a) { attention_span<Int8>(a); }

@@ -15,6 +15,7 @@ const Kernels KERNELS = {
 #define KERNEL(op, format, type) op##_##format,
 #include "kernels/kernels.inc"
 #undef KERNEL
+    PAIRS,
 };
 
 }  // namespace eyespot::ES_ISA

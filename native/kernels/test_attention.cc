@@ -14,8 +14,16 @@ namespace eyespot {
 namespace {
 
 int64_t up(int64_t keys) { return (keys + PANEL - 1) / PANEL * PANEL; }
-int64_t k_place(int64_t key, int64_t i, int64_t dim) { return (key / PANEL * dim + i) * PANEL + key % PANEL; }
-int64_t v_place(int64_t key, int64_t i, int64_t dim) { return key * dim + i; }
+bool paired(const std::string& format) { return format == "int16"; }
+int64_t width_of(const std::string& format, int64_t dim) { return paired(format) ? up(dim) : dim; }
+int64_t k_place(const std::string& format, int64_t key, int64_t i, int64_t dim) {
+  if (paired(format)) return 2 * ((key / PANEL * (up(dim) / 2) + i / 2) * PANEL + key % PANEL) + i % 2;
+  return (key / PANEL * dim + i) * PANEL + key % PANEL;
+}
+int64_t v_place(const std::string& format, int64_t key, int64_t i, int64_t dim) {
+  return paired(format) ? 2 * (key / 2 * up(dim) + i) + key % 2 : key * dim + i;
+}
+int random_number(int most) { return static_cast<int>(rng() % (2 * static_cast<unsigned>(most) + 1)) - most; }
 
 // How many rows stand after `past` keys (-1: every row sees every key), and how far back they see.
 struct Case {
@@ -26,15 +34,16 @@ struct Case {
 // Queries on a cache of random keys, each number also as double. Places past the keys hold NaN.
 struct Scene {
   Scene(const std::string& format, Case c, int64_t dim, int64_t heads, float sharpness)
-      : c(c), dim(dim), heads(heads), keys(c.keys()), room(up(keys)), q_stride(heads * dim + 5),
-        out_stride(heads * dim + 1), q(random_floats(c.rows * q_stride)), k_bytes(room * dim * 4),
-        v_bytes(room * dim * 4), k_scale(room), v_scale(room), k(static_cast<size_t>(keys * dim)), v(k) {
+      : format(format), c(c), dim(dim), heads(heads), keys(c.keys()), room(up(keys)), q_stride(heads * dim + 5),
+        out_stride(heads * dim + 1), q(random_floats(c.rows * q_stride)), k_bytes(room * up(dim) * 4),
+        v_bytes(room * up(dim) * 4), k_scale(room), v_scale(room), k(static_cast<size_t>(keys * dim)), v(k) {
     for (int64_t j = 0; j < room; ++j) {
       const bool stored = j < keys;
-      k_scale[j] = stored ? uniform(0.001f, 0.01f) : NAN, v_scale[j] = stored ? uniform(0.001f, 0.01f) : NAN;
+      const float least = paired(format) ? 1e-4f : 1e-3f;
+      k_scale[j] = stored ? uniform(least, 10 * least) : NAN, v_scale[j] = stored ? uniform(least, 10 * least) : NAN;
       for (int64_t i = 0; i < dim; ++i) {
         double k_value = 0, v_value = 0;
-        const int64_t k_at = k_place(j, i, dim), v_at = v_place(j, i, dim);
+        const int64_t k_at = k_place(format, j, i, dim), v_at = v_place(format, j, i, dim);
         if (format == "f32") {
           auto *to_k = reinterpret_cast<float*>(k_bytes.data()), *to_v = reinterpret_cast<float*>(v_bytes.data());
           k_value = to_k[k_at] = stored ? uniform() : NAN, v_value = to_v[v_at] = stored ? uniform() : NAN;
@@ -42,10 +51,14 @@ struct Scene {
           auto *to_k = reinterpret_cast<uint16_t*>(k_bytes.data()), *to_v = reinterpret_cast<uint16_t*>(v_bytes.data());
           k_value = float_of_half(to_k[k_at] = half_of_float(stored ? uniform() : NAN));
           v_value = float_of_half(to_v[v_at] = half_of_float(stored ? uniform() : NAN));
-        } else {
+        } else if (format == "int8") {
           auto *to_k = reinterpret_cast<int8_t*>(k_bytes.data()), *to_v = reinterpret_cast<int8_t*>(v_bytes.data());
-          k_value = double(to_k[k_at] = static_cast<int8_t>(static_cast<int>(rng() % 255) - 127)) * k_scale[j];
-          v_value = double(to_v[v_at] = static_cast<int8_t>(static_cast<int>(rng() % 255) - 127)) * v_scale[j];
+          k_value = double(to_k[k_at] = static_cast<int8_t>(random_number(127))) * k_scale[j];
+          v_value = double(to_v[v_at] = static_cast<int8_t>(random_number(127))) * v_scale[j];
+        } else {
+          auto *to_k = reinterpret_cast<int16_t*>(k_bytes.data()), *to_v = reinterpret_cast<int16_t*>(v_bytes.data());
+          k_value = double(to_k[k_at] = static_cast<int16_t>(random_number(INT16))) * k_scale[j];
+          v_value = double(to_v[v_at] = static_cast<int16_t>(random_number(INT16))) * v_scale[j];
         }
         if (stored) k[static_cast<size_t>(j * dim + i)] = k_value, v[static_cast<size_t>(j * dim + i)] = v_value;
       }
@@ -60,23 +73,29 @@ struct Scene {
   struct Truth {
     double top = -INFINITY, blur = 0, total = 0, error = 0;
     std::vector<double> sum, size;  // of the weights times v, and of their magnitudes
+    std::vector<double> rounding;   // what rounding the weights to words may add to that
   };
   Truth truth(int64_t p, int64_t from, int64_t to, double base) {
     const int64_t row = p / heads, head = p % heads, stop = std::min(to, c.past < 0 ? keys : c.past + row + 1);
     const int64_t start = c.past >= 0 && c.window > 0 ? std::max(from, c.past + row + 1 - c.window) : from;
     Truth t;
-    t.sum.resize(static_cast<size_t>(dim)), t.size.resize(static_cast<size_t>(dim));
+    t.sum.resize(static_cast<size_t>(dim)), t.size.resize(static_cast<size_t>(dim)), t.rounding.resize(t.sum.size());
+    double q_most = 0;
+    for (int64_t i = 0; i < dim; ++i)
+      q_most = std::max(q_most, std::abs(double(q[row * q_stride + head * dim + i])));
+    const double q_step = paired(format) ? q_most / std::min<double>(32767, std::floor(INT32_MAX / double(INT16 * dim))) : 0;
     std::vector<double> scores;
     double reach = 0;
     for (int64_t j = start; j < stop; ++j) {
-      double s = 0, spread = 0;
+      double s = 0, spread = 0, off = 0;
       for (int64_t i = 0; i < dim; ++i) {
+        off += std::abs(k[static_cast<size_t>(j * dim + i)]) * q_step / 2;
         const double term = q[row * q_stride + head * dim + i] * k[static_cast<size_t>(j * dim + i)];
         s += term, spread += std::abs(term);
       }
       scores.push_back(s * args.scale);
       t.top = std::max(t.top, scores.back()), reach = std::max(reach, std::abs(scores.back()));
-      t.blur = std::max(t.blur, gamma(static_cast<double>(dim) + 4) * spread * args.scale);
+      t.blur = std::max(t.blur, (gamma(static_cast<double>(dim) + 4) * spread + off) * args.scale);
     }
     for (size_t j = 0; j < scores.size(); ++j) {
       const double weight = std::exp(scores[j] - (std::isnan(base) ? t.top : base));
@@ -86,13 +105,30 @@ struct Scene {
         t.sum[i] += term, t.size[i] += std::abs(term);
       }
     }
+    for (size_t from_j = 0; paired(format) && from_j < scores.size();) {  // span by span
+      const int64_t first = start + static_cast<int64_t>(from_j);
+      const size_t to_j = std::min(scores.size(), from_j + static_cast<size_t>(SPAN - first % SPAN));
+      double most = 0, sum = 0;
+      for (size_t j = from_j; j < to_j; ++j) {
+        const double scaled = std::exp(scores[j] - (std::isnan(base) ? t.top : base)) * v_scale[start + static_cast<int64_t>(j)];
+        most = std::max(most, scaled), sum += scaled;
+      }
+      const double step = std::max(most / 32767, sum / ((1 << 19) - SPAN));
+      for (size_t j = from_j; j < to_j; ++j)
+        for (size_t i = 0; i < t.rounding.size(); ++i) {
+          const size_t key = static_cast<size_t>(start) + j;
+          t.rounding[i] += step / 2 * std::abs(v[key * t.rounding.size() + i]) / v_scale[static_cast<int64_t>(key)];
+        }
+      from_j = to_j;
+    }
     // Each weight is off by its score's error; once, and once more for each merged span, by exp's own error and by the
     // rounding of its argument; then come the sums.
     const double n = static_cast<double>(scores.size()), steps = 2 + n / SPAN + 1;
-    t.error = 2 * t.blur + steps * (EXP_ERROR + 2 * UNIT * reach) + gamma(n + 3 * steps + 4);
+    t.error = 2 * t.blur + steps * ((paired(format) ? 4e-6 : EXP_ERROR) + 2 * UNIT * reach) + gamma(n + 3 * steps + 4);
     return t;
   }
 
+  std::string format;
   Case c;
   int64_t dim, heads, keys, room, q_stride, out_stride;
   Array<float> q;
@@ -131,7 +167,8 @@ void check_attention(const std::string& name, const std::string& format, void (*
       const Scene::Truth t = scene.truth(p, 0, scene.keys, NAN);
       for (int64_t i = 0; i < dim; ++i) {
         const double truth = t.sum[static_cast<size_t>(i)] / t.total,
-                     limit = 2 * t.error * t.size[static_cast<size_t>(i)] / t.total + 4 * UNIT * std::abs(truth) + TINY;
+                     limit = (2 * t.error * t.size[static_cast<size_t>(i)] + 1.01 * t.rounding[static_cast<size_t>(i)]) / t.total +
+                                 4 * UNIT * std::abs(truth) + TINY;
         const double off = std::abs(out[p / scene.heads * scene.out_stride + p % scene.heads * dim + i] - truth);
         if (!(off / limit <= worst / bound)) worst = off, bound = limit;
       }
@@ -250,16 +287,17 @@ void check(const std::string& name, const std::string& format, void (*kernel)(co
   for (int64_t dim : {1, 3, 4, 7, 8, 9, 15, 16, 17, 64, 65, 128, 256})
     for (int64_t at : {0, 1, 15, 16, 30})
       for (int64_t rows : {1, 2, 16, 33}) {
-        const int64_t room = up(at + rows), stride = 2 * dim + 3, item = format == "f32" ? 4 : format == "f16" ? 2 : 1;
+        const int64_t room = up(at + rows), stride = 2 * dim + 3, item = format == "f32" ? 4 : format == "int8" ? 1 : 2;
         Array<float> k = random_floats(rows * stride, -3, 3), v = random_floats(rows * stride, -3, 3);
         for (int64_t i = 0; i < rows * stride; ++i) v[i] = std::ldexp(v[i], static_cast<int>(rng() % 40) - 25);
         if (dim > 8) {
           const float edges[] = {INFINITY, 65519.9f, 65520.0f, 1.00048828125f, 0x1.8p-24f};
           if (format == "f16") std::memcpy(v.data(), edges, sizeof edges);
-          k[2] = format == "int8" ? NAN : k[2];
+          k[2] = format[0] == 'i' ? NAN : k[2];
           if (rows > 1) std::memset(v.data() + stride, 0, static_cast<size_t>(dim) * 4);
         }
-        Aligned<char> k_found(room * dim * item), v_found(room * dim * item);
+        const int64_t width = width_of(format, dim);
+        Aligned<char> k_found(room * width * item), v_found(room * width * item);
         Aligned<float> k_scale(room), v_scale(room);
         std::vector<char> k_true(k_found.bytes, 0x55), v_true(v_found.bytes, 0x55);  // what is not stored stays
         std::memset(k_found.data(), 0x55, k_found.bytes), std::memset(v_found.data(), 0x55, v_found.bytes);
@@ -273,10 +311,14 @@ void check(const std::string& name, const std::string& format, void (*kernel)(co
             float largest = 0;
             for (int64_t i = 0; i < dim; ++i) largest = std::isnan(x[i]) ? NAN : std::max(largest, std::abs(x[i]));
             for (int64_t i = 0; i < dim; ++i) largest = std::isnan(x[i]) ? NAN : largest;
-            const float scale = std::isnan(largest) ? NAN : largest < 1e-30f ? 0.0f : largest / 127.0f;
+            const float scale = std::isnan(largest) ? NAN : largest < 1e-30f ? 0.0f : largest / (paired(format) ? INT16 : 127);
             for (int64_t i = 0; i < dim; ++i) {
-              const int64_t place = which ? v_place(at + r, i, dim) : k_place(at + r, i, dim);
+              const int64_t place = which ? v_place(format, at + r, i, dim) : k_place(format, at + r, i, dim);
               if (format == "f32") std::memcpy(to + place * 4, &x[i], 4);
+              if (paired(format)) {
+                const auto word = static_cast<int16_t>(scale > 0 ? std::nearbyint(x[i] * (1.0f / scale)) : 0.0f);
+                std::memcpy(to + place * 2, &word, 2);
+              }
               if (format == "int8")
                 to[place] = static_cast<char>(static_cast<int>(scale > 0 ? std::nearbyint(x[i] * (1.0f / scale)) : 0.0f));
               if (format != "f16") continue;
@@ -287,8 +329,12 @@ void check(const std::string& name, const std::string& format, void (*kernel)(co
               nearest &= off <= std::abs(double(float_of_half(static_cast<uint16_t>(h + 1))) - x[i]) &&
                          off <= std::abs(double(float_of_half(static_cast<uint16_t>(h - 1))) - x[i]);
             }
+            for (int64_t i = dim; i < width && !which; ++i) {  // what pads a key may be anything
+              const int64_t place = k_place(format, at + r, i, dim) * item;
+              std::memcpy(to + place, k_found.data() + place, static_cast<size_t>(item));
+            }
             const float found = (which ? v_scale : k_scale)[at + r];
-            scales &= format != "int8" || found == scale || (std::isnan(found) && std::isnan(scale));
+            scales &= format[0] != 'i' || found == scale || (std::isnan(found) && std::isnan(scale));
           }
         }
         const std::string sizes = text(dim, at, rows);

@@ -68,6 +68,14 @@ inline void store_int8_first(int8_t* p, I v, int64_t n) {
   store_int8(bytes, v);
   std::memcpy(p, bytes, static_cast<size_t>(n < W ? n : W));
 }
+inline void store_int16(int16_t* p, I v) {  // lanes in -32768..32767
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
+inline void store_int16_first(int16_t* p, I v, int64_t n) {
+  int16_t words[W];
+  store_int16(words, v);
+  std::memcpy(p, words, static_cast<size_t>(n < W ? n : W) * sizeof *p);
+}
 
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }    // a * b + c, rounded once
 inline F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
@@ -133,7 +141,12 @@ inline F nibble(I v) {  // nibble N of every lane, 0..15
 inline I low4(I v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline I high4(I v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)); }
 
+// sum + a . b for a lane's two signed words.
+constexpr bool PAIRS = true;  // faster than fma
+
 #ifdef __AVXVNNI__
+
+inline I dot2(I sum, I a, I b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
 
 using W8 = I;
 constexpr int32_t OFFSET8 = 128;  // the first operand of vpdpbusd is unsigned
@@ -146,6 +159,8 @@ inline Sum4 dot4(Sum4 sum, I w, I x) { return _mm256_dpbusd_avx_epi32(sum, w, x)
 inline I total4(Sum4 sum, I before) { return _mm256_add_epi32(before, sum); }
 
 #else
+
+inline I dot2(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 
 inline I pairs(I v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }  // int16 sums of two as int32
 

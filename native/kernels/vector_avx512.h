@@ -54,6 +54,12 @@ inline void store_int8(int8_t* p, I v) {  // lanes in -128..127
 inline void store_int8_first(int8_t* p, I v, int64_t n) {
   _mm_mask_storeu_epi8(p, first(n), _mm512_cvtepi32_epi8(v));
 }
+inline void store_int16(int16_t* p, I v) {  // lanes in -32768..32767
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v));
+}
+inline void store_int16_first(int16_t* p, I v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(v));
+}
 
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }    // a * b + c, rounded once
 inline F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
@@ -121,6 +127,10 @@ inline I high4(I v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_se
 inline Sum4 zero4() { return _mm512_setzero_si512(); }
 inline Sum4 dot4(Sum4 sum, I w, I x) { return _mm512_dpbusd_epi32(sum, w, x); }
 inline I total4(Sum4 sum, I before) { return _mm512_add_epi32(before, sum); }
+
+// sum + a . b for a lane's two signed words.
+constexpr bool PAIRS = true;  // twice as fast as fma
+inline I dot2(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
 
 }  // namespace
 }  // namespace eyespot

@@ -72,6 +72,11 @@ inline void store_int8_first(int8_t* p, I v, int64_t n) {  // lanes in -128..127
   std::memcpy(p, &bytes, static_cast<size_t>(n < W ? n : W));
 }
 inline void store_int8(int8_t* p, I v) { store_int8_first(p, v, W); }
+inline void store_int16_first(int16_t* p, I v, int64_t n) {  // lanes in -32768..32767
+  const int16x4_t words = vmovn_s32(v);
+  std::memcpy(p, &words, static_cast<size_t>(n < W ? n : W) * sizeof *p);
+}
+inline void store_int16(int16_t* p, I v) { vst1_s16(p, vmovn_s32(v)); }
 
 inline F choose(M m, F yes, F no) { return vbslq_f32(m, yes, no); }
 inline M less(F a, F b) { return vcltq_f32(a, b); }
@@ -120,6 +125,13 @@ inline F nibble(I v) {  // nibble N of every lane, 0..15
 
 inline I low4(I v) { return vreinterpretq_s32_s8(vandq_s8(bytes(v), vdupq_n_s8(15))); }
 inline I high4(I v) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(v), 4)); }
+
+// sum + a . b for a lane's two signed words.
+constexpr bool PAIRS = false;  // four instructions for what fmla does in two
+inline I dot2(I sum, I a, I b) {
+  const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+  return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
+}
 
 using W8 = I;
 constexpr int32_t OFFSET8 = 0;

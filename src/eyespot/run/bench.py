@@ -84,11 +84,12 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class OpTime:
-    """What all ops of one name took in one run; `name` without its layer."""
+    """What all ops of one name took in one run; `name` without its layer. numbers: what its products are made of."""
 
     graph: str
     name: str
     kind: str
+    numbers: str
     calls: float
     seconds: float
     bytes: float
@@ -251,7 +252,6 @@ class _Bencher:
         self.bundle, self.engine, self.picture = bundle, engine, picture
         self.repetitions, self.ops, self.tell = repetitions, ops, tell
         self.info, self.rng = engine.info, np.random.default_rng(0)
-        self.arithmetic = dict(_arithmetic(bundle.program.raw))
         self.ceilings: dict[str, Ceiling] = {}
 
     def touch(self) -> None:
@@ -300,12 +300,12 @@ class _Bencher:
         work.run(lambda: seen.append(look()))
         return seen
 
-    def _cost(self, spent: Sequence[OpTime]) -> Cost:
+    @staticmethod
+    def _cost(spent: Sequence[OpTime]) -> Cost:
         operations: dict[str, int] = {}
         for op in spent:
             if op.operations:
-                kind = self.arithmetic.get((op.graph, op.name), "float32")
-                operations[kind] = operations.get(kind, 0) + int(op.operations)
+                operations[op.numbers] = operations.get(op.numbers, 0) + int(op.operations)
         return Cost(sum(int(op.bytes) for op in spent), operations)
 
     # What the rows do
@@ -396,15 +396,6 @@ class _Bencher:
         return Work(("e2e", f"e2e@{ANSWER}"), lambda: self.engine.truncate(0), run)
 
 
-def _arithmetic(raw: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
-    """(graph, op) -> 'int8' or 'int4' for the linears of a program.json whose activations are rounded to int8."""
-    for graph, body in raw["graphs"].items():
-        for op in (op for block in body["blocks"] for op in block["ops"]):
-            weight = raw["weights"].get(op["weights"].get("weight"))
-            if weight is not None and op["kind"] in ("linear", "head") and "A8" in weight["scheme"]:
-                yield (graph, op["out"]), "int4" if weight["scheme"].startswith("W4") else "int8"
-
-
 def _spent(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]) -> list[OpTime]:
     """What each op took between two looks at the engine's profile."""
     return [
@@ -412,6 +403,7 @@ def _spent(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any
             b["graph"],
             b["op"],
             b["kind"],
+            b["numbers"],
             b["calls"] - a["calls"],
             (b["nanoseconds"] - a["nanoseconds"]) / 1e9,
             b["bytes"] - a["bytes"],
@@ -423,10 +415,10 @@ def _spent(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any
 
 def _by_name(runs: Sequence[Sequence[OpTime]]) -> tuple[OpTime, ...]:
     """Means over runs, summed over the layers; the longest first."""
-    sums: dict[tuple[str, str, str], list[float]] = {}
+    sums: dict[tuple[str, str, str, str], list[float]] = {}
     for op in (op for run in runs for op in run if op.calls):
         name = re.sub(r"^.*\.", "", op.name).rstrip("_")
-        spent = sums.setdefault((op.graph, name, op.kind), [0.0] * 4)
+        spent = sums.setdefault((op.graph, name, op.kind, op.numbers), [0.0] * 4)
         for i, value in enumerate((op.calls, op.seconds, op.bytes, op.operations)):
             spent[i] += value / len(runs)
     ops = [OpTime(*key, *spent) for key, spent in sums.items()]

@@ -146,7 +146,8 @@ class Engine:
     def profiled(self) -> list[dict[str, Any]]:
         """es_op_cost of eyespot.h for every op, in the order of the program.
 
-        Keys: graph, block, op, kind, calls, nanoseconds, bytes (weights, keys and values read), multiply_adds.
+        Keys: graph, block, op, kind, numbers (of its products: float32, int16, int8, int4), calls,
+        nanoseconds, bytes (weights, keys and values read), multiply_adds.
         """
         with _translated():
             return self._engine.profiled()
