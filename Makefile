@@ -57,9 +57,12 @@ CMAKE := PATH="$(abspath $(BIN)):$$PATH" cmake
 
 sanitize: .venv/tools build/demo
 	$(CMAKE) -S . -B build/sanitize -G Ninja -DEYESPOT_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
-	$(CMAKE) --build build/sanitize --target eyespot-run eyespot-kernel-test
+	$(CMAKE) --build build/sanitize --target eyespot-run eyespot-kernel-test _native
 	build/sanitize/eyespot-kernel-test
 	build/sanitize/eyespot-run -m build/demo --tokens 1,2,3,4,5 -n 4
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  EYESPOT_NATIVE=$$(ls build/sanitize/_native*.so) PYTHONPATH=tests \
+	  $(BIN)/python -m pytest -q -p sanitized tests/test_native.py tests/test_hostile_bundles.py
 
 # Debian: g++-aarch64-linux-gnu and qemu-user. A Cortex-A53 has no dot products: the second run must say so.
 QEMU := qemu-aarch64 -L /usr/aarch64-linux-gnu

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "eyespot"
-GROUND = {"errors", "limits", "tensorfile", "images", "tiling"}
+GROUND = {"errors", "limits", "tensorfile", "images", "tiling", "boxes"}
 ALLOWED = {
     "errors": set(),
     "limits": set(),
     "tensorfile": {"errors", "limits"},
     "images": {"errors", "limits"},
     "tiling": set(),
+    "boxes": {"errors"},
     "checkpoint": GROUND,
     "program": GROUND,
     "families": GROUND | {"program"},

@@ -24,10 +24,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 
-from eyespot import images, limits, tensorfile
+from eyespot import boxes, images, limits, tensorfile
 from eyespot.errors import EyespotError, UsageError
 from eyespot.families.internvl import CONVERSATIONS, chat_template
-from eyespot.train.data import boxes, lines, video
+from eyespot.train.data import lines, video
 from eyespot.train.data.check import Check
 from eyespot.train.data.encode import IGNORE, PLAIN, Encoder, ImageRule, open_encoder
 from eyespot.train.data.lines import Lines

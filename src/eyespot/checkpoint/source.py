@@ -20,6 +20,7 @@ HUB_ID = re.compile(  # org/name, @revision, :file.gguf, whose folders may not b
     r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?(?::((?:[\w-][\w.-]*/){0,4}[\w-][\w.-]*\.gguf))?",
     re.ASCII,
 )
+EMBEDDED = {"eyespot-nano": Path(__file__).parents[1] / "models" / "eyespot-nano"}  # come with the package
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
 HUB_NOT = ["*/*", "consolidated*", "adapter_*"]  # subfolders repeat the weights for other runtimes
 CONFIG_BYTES = limits.MIB - 1  # real ones take 1 to 30 KiB; below 1 MiB parse_json bounds the depth too
@@ -27,15 +28,15 @@ WANTED = "model.safetensors, or model.safetensors.index.json and its shards, or 
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Opens a directory of safetensors, one .safetensors or .gguf file, or a hub id: `org/name`, then `@revision` and
-    `:file.gguf` as needed.
+    """Opens a directory of safetensors, one .safetensors or .gguf file, a model that comes with the package
+    (`eyespot-nano`), or a hub id: `org/name`, then `@revision` and `:file.gguf` as needed.
 
     Reads headers and side files only. Raises UsageError when nothing is there, UnsupportedModel for a GGUF
     architecture without a mapping, EyespotError for any fault in the files.
     """
     if not str(source).strip():
         raise UsageError("no checkpoint given", expected="a directory, a .gguf file, or a hub id org/name")
-    path = Path(source)
+    path = local(source)
     try:
         if path.is_file():
             return _open_file(path)
@@ -44,11 +45,18 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         match = HUB_ID.fullmatch(str(source))
         if match is None:
             raise UsageError(
-                f"{source}: no such file or directory", expected="a path that exists, or a hub id org/name"
+                f"{source}: no such file or directory",
+                expected=f"a path that exists, {', '.join(EMBEDDED)}, or a hub id org/name",
             )
         return _open_hub(*match.groups())
     except OSError as error:
         raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
+
+
+def local(source: str | Path) -> Path:
+    """Where an embedded model lies, unless something of its name lies here; any other source as a path."""
+    path = Path(source)
+    return path if path.exists() else EMBEDDED.get(str(source), path)
 
 
 def _open_file(path: Path) -> Checkpoint:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    source: Annotated[str, typer.Argument(help="A directory of safetensors, a .gguf file, or a hub id org/name.")],
+    source: Annotated[
+        str, typer.Argument(help="A directory of safetensors, a .gguf file, eyespot-nano, or a hub id org/name.")
+    ],
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Directory of the bundle.")] = None,
     scheme: Annotated[
         str | None,
@@ -59,6 +60,7 @@ def command(
 ) -> None:
     """Compile a checkpoint into a bundle."""
     from eyespot.checkpoint import open_checkpoint
+    from eyespot.cli.progress import progress
     from eyespot.compile import Options, compile_model, dump_after
     from eyespot.errors import UsageError
 
@@ -81,9 +83,9 @@ def command(
         return
     if out is None:
         raise UsageError("no output given", expected="-o DIR")
-    with _bar(quiet=as_json) as progress:
+    with progress("compiling", quiet=as_json) as done:
         result = compile_model(
-            open_checkpoint(source), out, options, lambda path: _open_engine(path, threads or 0), progress
+            open_checkpoint(source), out, options, lambda path: _open_engine(path, threads or 0), done
         )
     for warning in result.warnings:
         print(f"eyespot: warning: {warning}", file=sys.stderr)
@@ -97,21 +99,6 @@ def _open_engine(path: Path, threads: int) -> EngineLike:
     from eyespot.run.engine import Engine
 
     return Engine(path, threads)
-
-
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr when somebody is looking; rich honours NO_COLOR."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("compiling"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("weights", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _summary(result: CompileResult) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`eyespot eval`: bundles on a set of questions, side by side. Opens models; the asking and scoring is in evaluate/."""
+"""`eyespot eval`: bundles and float models on a set of questions, side by side. Opens them; evaluate/ asks and scores."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ import typer
 if TYPE_CHECKING:
     from eyespot.evaluate import Report, Row
 
+Generate = Callable[[list[dict[str, Any]]], Any]
+MANIFEST = "manifest.json"  # a bundle has one, a checkpoint has none
+
 
 def command(
-    model: Annotated[list[str], typer.Argument(help="Directory of a bundle; several stand side by side.")],
+    model: Annotated[
+        list[str], typer.Argument(help="A bundle, or a checkpoint as float model; several stand side by side.")
+    ],
     data: Annotated[Path, typer.Option("--data", help="A jsonl of questions, or a directory with one.")],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Directory for answers, report and failures; a run goes on from there.")
     ] = Path("eval"),
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given again.")] = None,
+    scheme: Annotated[
+        list[str] | None, typer.Option(help="Compile the checkpoints so too, such as W8A8-g32; may be given again.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Most questions of a task; 0: all.")] = 0,
     circular: Annotated[bool, typer.Option(help="Multiple choice counts only if right in every rotation.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a plot by task, such as scores.png.")] = None,
@@ -37,12 +45,13 @@ def command(
     from eyespot.evaluate import evaluate, load_set, pictures
     from eyespot.evaluate.report import report
 
-    names = [Path(m).name or m for m in model]
+    samples = load_set(data, task or (), limit, circular)
+    contestants = [c for m in model for c in _contestants(m, scheme or (), out)]
+    names = [name for name, _ in contestants]
     if len(set(names)) < len(names):
         raise UsageError("two models have the same name", found=", ".join(names), cause="their answers would mix")
-    samples = load_set(data, task or (), limit, circular)
     reports = []
-    for path, name in zip(model, names, strict=True):
+    for name, path in contestants:
         with opened(path, max_tokens, threads) as (generate, identity), progress(name, len(samples), as_json) as done:
             answers = out / name / f"{data.stem}.jsonl"
             results = evaluate(generate, samples, answers, identity, done)
@@ -60,9 +69,38 @@ def command(
         show(reports, f"{data}: {len(samples)} questions, score in % and its 95 % interval")
 
 
+def _contestants(model: str, schemes: Sequence[str], out: Path) -> Iterator[tuple[str, Path]]:
+    """Name and place of a bundle, or of a checkpoint and the bundles of it, which are compiled below `out`."""
+    from eyespot.checkpoint import local, open_checkpoint
+    from eyespot.compile import Options, compile_model
+
+    path = local(model)
+    name = path.resolve().name
+    if (path / MANIFEST).is_file() or not path.exists():  # load() tells what is wrong with neither
+        yield name, path
+        return
+    yield f"{name}-float", path
+    for scheme in schemes:
+        bundle = out / f"{name}-{scheme}" / "bundle"
+        compile_model(open_checkpoint(path), bundle, Options(scheme=scheme))
+        yield f"{name}-{scheme}", bundle
+
+
 @contextmanager
-def opened(path: str, max_tokens: int, threads: int) -> Iterator[tuple[Callable[[list[dict[str, Any]]], Any], str]]:
+def opened(path: Path, max_tokens: int, threads: int) -> Iterator[tuple[Generate, str]]:
     """generate(messages) of the model at `path`, at temperature 0, and what tells its answers from another's."""
+    if path.exists() and not (path / MANIFEST).is_file():
+        from eyespot.checkpoint import open_checkpoint
+        from eyespot.cli.extras import needs
+
+        with needs("train"):
+            from eyespot.train.answer import open_float
+        checkpoint = open_checkpoint(path)
+        digest = hashlib.sha256(repr(sorted(checkpoint.files.items())).encode())
+        for name in sorted(checkpoint.tensors):
+            digest.update(checkpoint.read(name).tobytes())
+        yield open_float(path, max_tokens), f"{digest.hexdigest()[:16]} float max_tokens={max_tokens}"
+        return
     from eyespot.run.model import load
 
     with load(path, threads) as model:
@@ -78,8 +116,8 @@ def opened(path: str, max_tokens: int, threads: int) -> Iterator[tuple[Callable[
 
         bundle = model.bundle
         parts = sorted((name, file.sha256) for name, file in bundle.files.items())
-        digest = hashlib.sha256(repr((parts, bundle.settings.image, bundle.settings.sampling)).encode()).hexdigest()
-        yield generate, f"{digest[:16]} max_tokens={max_tokens}"
+        seen = repr((parts, bundle.settings.image, bundle.settings.sampling))
+        yield generate, f"{hashlib.sha256(seen.encode()).hexdigest()[:16]} max_tokens={max_tokens}"
 
 
 def show(reports: Sequence[Report], title: str) -> None:

@@ -21,6 +21,7 @@ from eyespot.errors import FAILED, INTERRUPTED, OK, EyespotError, UsageError
 
 # verb -> (module under eyespot.cli, help)
 VERBS = {
+    "demo": ("demo", "See it work: compile the model that comes along, and ask it about a picture."),
     "compile": ("compile", "Compile a checkpoint into a bundle."),
     "run": ("run", "Answer one prompt, about text and pictures."),
     "chat": ("chat", "Talk with a model, turn by turn."),

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eyespot.cli.extras import needs
 from eyespot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,14 +24,12 @@ def carry_out(path: Path, overrides: Sequence[str], export: bool, as_json: bool,
 
     UsageError when it does not fit the verb.
     """
-    try:
+    with needs("train"):
         from eyespot.train.recipe import read_recipe
 
         recipe = read_recipe(path, overrides)
         _fits(path, recipe, teacher)
         from eyespot.train.stages import export_checkpoint, newest, run
-    except ModuleNotFoundError as error:
-        raise UsageError(f"the package {error.name} is missing", cause="pip install eyespot[train]") from None
     if export:
         checkpoint = newest(recipe)
         out = recipe.output_dir / f"model-{checkpoint.name.removeprefix('checkpoint-')}"

@@ -21,14 +21,12 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="What was written, as JSON.")] = False,
 ) -> None:
     """Draw pictures with questions and exact answers: emoji, shapes, words, charts, pairs, clips."""
+    from eyespot.cli.extras import needs
     from eyespot.cli.progress import progress
-    from eyespot.errors import UsageError
 
-    try:
+    with needs("train"):
         from eyespot.train.scenes import Scenes, files
         from eyespot.train.scenes.canvas import SIDES
-    except ModuleNotFoundError as error:
-        raise UsageError(f"the package {error.name} is missing", cause="pip install eyespot[train]") from None
     weights = None if task is None else dict.fromkeys(task, 1.0)
     scenes = Scenes(seed, split, questions, weights, tuple(side) if side else SIDES)
     with progress("drawing", count, as_json) as done:

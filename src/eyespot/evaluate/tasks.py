@@ -29,6 +29,8 @@ TASKS = {
     "choice": Task("option_letter"),
     "compare": Task("exact_match"),
     "motion": Task("exact_match"),
+    "traffic": Task("exact_match"),
+    "traffic find": Task("iou_at_half"),
     # Public benchmarks.
     "docvqa": Task("anls", SHORT_ANSWER),
     "infovqa": Task("anls", SHORT_ANSWER),

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eyespot import images
+from eyespot.boxes import Size
 from eyespot.errors import EyespotError
-from eyespot.train.data.boxes import Size
 from eyespot.train.data.encode import IGNORE, Encoder
 from eyespot.train.data.record import BadRecord, Place, Record, checked
 from eyespot.train.data.sets import Dataset, once

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from eyespot import limits
+from eyespot.boxes import Size
 from eyespot.errors import one_line
-from eyespot.train.data.boxes import Size
 from eyespot.train.data.record import BadRecord, Place, Turn
 
 Row = Mapping[str, Any]

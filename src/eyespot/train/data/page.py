@@ -11,8 +11,7 @@ from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eyespot import images
-from eyespot.train.data import boxes
+from eyespot import boxes, images
 from eyespot.train.data.record import Record
 from eyespot.train.data.write import atomic
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eyespot import limits
+from eyespot import boxes, limits
+from eyespot.boxes import Size
 from eyespot.errors import EyespotError
-from eyespot.train.data import boxes
-from eyespot.train.data.boxes import Size
 
 if TYPE_CHECKING:
     from eyespot.images import Source

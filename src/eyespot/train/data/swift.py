@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eyespot import images
+from eyespot import boxes, images
+from eyespot.boxes import Size
 from eyespot.errors import EyespotError
-from eyespot.train.data import boxes, fields
-from eyespot.train.data.boxes import Size
+from eyespot.train.data import fields
 from eyespot.train.data.record import IMAGE, VIDEO, BadRecord, Place, Record, Turn, Video, marked
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from eyespot.errors import UsageError
 from eyespot.train.data.record import Record
-from eyespot.train.scenes import canvas, charts, objects, sequences, texts
+from eyespot.train.scenes import canvas, charts, objects, sequences, texts, traffic
 from eyespot.train.scenes.scene import Question, Scene
 from eyespot.train.scenes.split import SPLITS
 
@@ -34,6 +34,7 @@ KINDS = {
     "text": Kind(texts.draw, texts.MAKERS, lambda page: (page.image,)),
     "chart": Kind(charts.draw, charts.MAKERS, lambda chart: (chart.image,)),
     "pair": Kind(sequences.draw_pair, sequences.PAIR_MAKERS, lambda pair: pair.images),
+    "road": Kind(traffic.draw, traffic.MAKERS, lambda road: (road.image,)),
     "clip": Kind(sequences.draw_clip, sequences.CLIP_MAKERS, lambda clip: clip.images, frames=True),
 }
 
@@ -52,6 +53,8 @@ TASKS = {
     "compare": ("pair",),
     "motion": ("clip",),
 }
+# Drawn only where they are asked for by name.
+DOMAINS = {"traffic": ("road",)}
 
 
 class Scenes:
@@ -74,8 +77,9 @@ class Scenes:
         if split not in SPLITS:
             raise UsageError("unknown split", found=split, expected=", ".join(SPLITS))
         weights = dict.fromkeys(TASKS, 1.0) if tasks is None else dict(tasks)
-        if unknown := sorted(set(weights) - set(TASKS)):
-            raise UsageError("unknown task", found=unknown[0], expected=", ".join(TASKS))
+        served = TASKS | DOMAINS
+        if unknown := sorted(set(weights) - set(served)):
+            raise UsageError("unknown task", found=unknown[0], expected=", ".join(served))
         if not weights or min(weights.values()) < 0 or not sum(weights.values()):
             raise UsageError("no task is drawn", expected="weights of at least 0, one above")
         if questions < 1 or not sides or min(sides) < 64 or max(sides) > 1024:
@@ -87,7 +91,7 @@ class Scenes:
         rng = Random(f"{self.seed}/{self.split}/{index}")
         task = rng.choices(self._tasks, self._weights)[0]
         side = rng.choice(self.sides)
-        kind = KINDS[rng.choice(TASKS[task])]
+        kind = KINDS[rng.choice((TASKS | DOMAINS)[task])]
         while True:
             view, layout, novel = kind.draw(rng, self.split, side, task)
             first = kind.makers[task](rng, view)

@@ -62,6 +62,10 @@ ASK = {
     "only first": ("What is only in the first picture?", "What is missing in the second picture?"),
     "what moves": ("What moves?", "Which object is moving?", "What is moving in the clip?"),
     "where moves": ("Where does the {a} move?", "In which direction does the {a} move?", "Which way does the {a} go?"),
+    "which camera": ("Which camera sees the {a}?", "On which camera is the {a}?"),
+    "what sees": ("What does the {a} camera see?", "What is on the {a} camera?"),
+    "ahead": ("Is the road ahead free?", "Is the front camera's road free?"),
+    "how many cameras": ("How many cameras see {a}?", "On how many cameras is {a}?"),
     "direction": ("In which direction is the motion?", "Which way does it move?"),
 }  # fmt: skip
 

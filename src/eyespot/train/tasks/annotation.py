@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eyespot import images
+from eyespot.boxes import Size
 from eyespot.errors import EyespotError, UsageError
 from eyespot.train.data import fields, swift
-from eyespot.train.data.boxes import Size
 from eyespot.train.data.lines import Lines
 from eyespot.train.data.record import BadRecord, Place
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eyespot.train.data import boxes
+from eyespot import boxes
 from eyespot.train.data.record import IMAGE, Record, dialogue
 from eyespot.train.tasks.annotation import Annotated
 

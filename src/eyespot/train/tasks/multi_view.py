@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eyespot import images
+from eyespot import boxes, images
+from eyespot.boxes import Box, Size
 from eyespot.errors import EyespotError
-from eyespot.train.data import boxes, fields
-from eyespot.train.data.boxes import Box, Size
+from eyespot.train.data import fields
 from eyespot.train.data.record import BadRecord, Place
 from eyespot.train.tasks.annotation import Annotated, Thing, placed
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eyespot import images
+from eyespot import boxes, images
 from eyespot.errors import EyespotError
-from eyespot.train.data import boxes
 from eyespot.train.data.record import IMAGE, BadRecord, Record, dialogue
 from eyespot.train.tasks.annotation import Annotated
 

@@ -14,6 +14,7 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 from the left upper co
 Size = tuple[int, int]  # width, height in pixels
 
 SCALE = 1000
+REF = re.compile(r"<ref>(.*?)</ref>", re.DOTALL)
 BOX = re.compile(r"<box>(.*?)(</box>|$)", re.DOTALL)
 ONE = r"\[\s*-?\d{1,9}(?:\s*,\s*-?\d{1,9}){3}\s*\]"
 LIST = re.compile(rf"\[\s*{ONE}(?:\s*,\s*{ONE})*\s*\]")
@@ -50,6 +51,17 @@ def write(boxes: Sequence[Sequence[int]]) -> str:
 def ref(name: str) -> str:
     """`<ref>name</ref>`, what a box or a question is about."""
     return f"<ref>{name}</ref>"
+
+
+def labelled(text: str, size: Size) -> list[tuple[str, Box]]:
+    """(what it is about, box in pixels of a picture of `size`) for every well-formed box; "" without a <ref>."""
+    found: list[tuple[str, Box]] = []
+    label, at = "", 0
+    for match in BOX.finditer(text):
+        refs = REF.findall(text[at : match.start()])
+        label, at = refs[-1] if refs else label, match.end()
+        found += [(label, to_pixels(box, size)) for box in find(match[0])[0]]
+    return found
 
 
 def find(text: str) -> tuple[list[tuple[int, int, int, int]], list[str]]:
