@@ -1,4 +1,4 @@
-"""`make sanitize`: a pytest plugin that puts the engine in EYESPOT_NATIVE, built with sanitizers, in the place of ours."""
+"""`make sanitize`: a pytest plugin that puts the engine in EYESPOT_NATIVE, built with sanitizers, in its place."""
 
 import importlib.util
 import os

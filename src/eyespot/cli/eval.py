@@ -1,4 +1,4 @@
-"""`eyespot eval`: bundles and float models on a set of questions, side by side. Opens them; evaluate/ asks and scores."""
+"""`eyespot eval`: bundles and float models on a set of questions, side by side. Opens them; evaluate/ does the rest."""
 
 from __future__ import annotations
 

@@ -101,9 +101,6 @@ class Objective(nn.Module):
         """What the sum of `forward` is to be divided by, to be a mean."""
         return float(batches[0].weights.sum(dtype=torch.float64))
 
-    def forward(self, *batches: Batch) -> Tensor:
-        raise NotImplementedError
-
 
 class Answers(Objective):
     """Cross entropy of the answers' tokens, each with its weight."""
