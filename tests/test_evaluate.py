@@ -108,6 +108,9 @@ LETTERS = [
     ("The answer is (C).", "C"),
     ("Answer: D", "D"),
     ("A dog", ""),  # an article
+    ("A\nBecause it barks", "A"),
+    ("The answer is a dog", ""),
+    ("The answer is B because it barks", "B"),
     ("A dog, so the answer is B", "B"),
     ("Because of the light", ""),
     ("I think it is red", ""),
@@ -358,8 +361,8 @@ def test_answers_of_another_run_are_not_mixed(questions: Path, tmp_path: Path) -
         evaluate(Fake(TABLE), samples, out, "m")
 
 
-def test_what_the_model_refuses_scores_nothing_and_is_counted(questions: Path) -> None:
-    samples = load_set(questions)
+def test_what_the_model_refuses_scores_nothing_and_is_counted(questions: Path, tmp_path: Path) -> None:
+    samples, out = load_set(questions), tmp_path / "answers.jsonl"
 
     def refuses(messages: list[dict[str, Any]]) -> str:
         raise EyespotError("the prompt does not fit")
@@ -367,6 +370,8 @@ def test_what_the_model_refuses_scores_nothing_and_is_counted(questions: Path) -
     results = evaluate(refuses, samples)
     assert {(r.score, r.error) for r in results} == {(0.0, "the prompt does not fit")}
     assert report("m", samples, results).rows[-1].errors == 4
+    assert evaluate(refuses, samples, out, "m") == results
+    assert evaluate(Fake(TABLE), samples, out, "m") == evaluate(Fake(TABLE), samples)  # refusals are asked again
 
 
 def test_interval_against_wilsons_own_numbers() -> None:

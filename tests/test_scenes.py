@@ -21,6 +21,7 @@ from eyespot.evaluate.metrics import box, iou
 from eyespot.train.data import internvl
 from eyespot.train.data.record import Place, faults
 from eyespot.train.scenes import (
+    BY_NAME,
     SPLITS,
     TASKS,
     Scene,
@@ -34,8 +35,10 @@ from eyespot.train.scenes import (
     split,
     texts,
     things,
+    traffic,
     vocabulary,
 )
+from eyespot.train.tasks.multi_view import VIEWS
 
 N = 60  # scenes of a property test
 
@@ -103,7 +106,7 @@ def test_every_task_is_answered_right_by_its_own_answer(task: str) -> None:
     metric = METRICS[SCORED[task].metric]
     for i in range(12):
         scene = Scenes(5, "validation", tasks={task: 1}, sides=(96,))[i]
-        assert scene.questions[0].task == task
+        assert scene.questions[0].task.startswith(task)
         for question in scene.questions:
             own = METRICS[SCORED[question.task].metric]
             right = (question.answer, *question.accepted)
@@ -113,6 +116,56 @@ def test_every_task_is_answered_right_by_its_own_answer(task: str) -> None:
             assert "{" not in question.text
         assert metric(scene.questions[0].answer, [scene.questions[0].answer]) == 1
         assert faults(scene.record()) == []
+
+
+def test_lessons_and_domains_come_when_they_are_called() -> None:
+    general = {q.task for i in range(150) for q in Scenes(3, "train", 6, sides=(96,))[i].questions}
+    assert {task.partition(" ")[0] for task in general} <= set(TASKS)
+    for task in BY_NAME:
+        scenes = [Scenes(3, "train", 4, {task: 1}, (96,))[i] for i in range(12)]
+        assert all(scene.questions[0].task.startswith(task) for scene in scenes)
+        assert all(faults(scene.record()) == [] for scene in scenes)
+
+
+def test_a_grid_names_what_covers_the_middle_of_each_cell() -> None:
+    rng = Random(4)
+    for _ in range(N):
+        view, _, _ = objects.draw(rng, "train", 160, "grid")
+        lesson = objects.grid(rng, view)
+        assert lesson is not None
+        covered = []
+        for i in range(25):
+            x, y = 32 * (i % 5) + 16, 32 * (i // 5) + 16
+            boxes = [(item.thing.noun, item.box) for item in view.items]
+            covered.append([noun for noun, (x1, y1, x2, y2) in boxes if x1 <= x < x2 and y1 <= y < y2])
+        assert lesson.answer == " ".join(names[0] if names else "." for names in covered)
+
+
+def test_cameras_see_what_the_answers_say() -> None:
+    """A camera with nothing on its road shows only sky, land and road: few colours."""
+    rng, seen = Random(6), 0
+    for _ in range(40):
+        road, _, novel = traffic.draw(rng, "train", 96, "traffic")
+        assert not novel
+        assert not split.novel(name for name, _ in road.seen.values())
+        assert road.image.size == (288, 96)
+        for view, (name, (x1, y1, x2, y2)) in road.seen.items():
+            column, row = VIEWS.index(view) % 3, VIEWS.index(view) // 3
+            assert 96 * column - 1 <= x1 < x2 <= 96 * column + 97
+            assert 48 * row - 1 <= y1 < y2 <= 48 * row + 49
+            assert name in {vocabulary.name(char) for char in traffic.EMOJI}
+        question = traffic.traffic(rng, road)
+        if question is None:
+            continue
+        seen += 1
+        if "ahead" in question.text or "free" in question.text:
+            assert question.answer == ("no" if "FRONT" in road.seen else "yes")
+        if question.task == "traffic find":
+            said, about = box(question.answer), re.findall("<ref>(.*?)</ref>", question.answer)[0]
+            assert said is not None
+            (own,) = [b for n, b in road.seen.values() if n == about]
+            assert iou((said[0] * 0.288, said[1] * 0.096, said[2] * 0.288, said[3] * 0.096), own) > 0.9
+    assert seen > 25
 
 
 # Answers are checked against what was drawn, by other means than the generator's own.
@@ -309,7 +362,7 @@ def test_a_written_set_serves_training_and_evaluation(tmp_path: Path, capsys: py
     samples = load_set(path)
     truth = {sample.messages()[0]["content"][-1]["text"]: sample.answers[0] for sample in samples}
     assert len(samples) > 24
-    assert {s.task for s in samples} <= set(TASKS)
+    assert {s.task for s in samples} <= set(SCORED)
     for number, line in enumerate(path.read_text().splitlines(), 1):
         assert faults(internvl.read(json.loads(line), Place(str(path), number), tmp_path)) == []
     results = evaluate(lambda messages: truth[messages[0]["content"][-1]["text"]], samples[:1])

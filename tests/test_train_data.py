@@ -298,6 +298,17 @@ def test_broken_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_set(whole)[1]
 
 
+@pytest.mark.parametrize("size", [-512, -1])
+def test_a_header_in_a_shard_may_not_lead_back_to_itself(tmp_path: Path, size: int) -> None:
+    info = tarfile.TarInfo("a.json")
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" + (size & ((1 << 88) - 1)).to_bytes(11, "big")  # base 256
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+    (tmp_path / "s.tar").write_bytes(bytes(header) + bytes(4096))
+    with pytest.raises(EyespotError, match="cannot be read as a tar file"):
+        open_set(tmp_path / "s.tar")
+
+
 def test_a_header_in_a_shard_may_not_claim_gigabytes(tmp_path: Path) -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, (8 << 30) - 1
@@ -519,6 +530,19 @@ def test_boxes_there_and_back(size: tuple[int, int], at: list[float]) -> None:
     back = boxes.to_pixels(box, size)
     half = [side / 2000 * (1 + 1e-9) for side in size]  # rounding to whole thousandths
     assert all(abs(a - b) <= half[i % 2] for i, (a, b) in enumerate(zip(back, (x1, y1, x2, y2), strict=True)))
+
+
+def test_boxes_of_an_answer_come_with_what_they_are_about() -> None:
+    said = (
+        "<ref>a cat</ref><box>[[0,0,500,1000]]</box> and <ref>dogs</ref><box>[[1,2,3,4],[10,20,30,40]]</box> <box>[[9]]"
+    )
+    assert boxes.labelled(said, (200, 100)) == [
+        ("a cat", (0, 0, 100, 100)),
+        ("dogs", (0.2, 0.2, 0.6, 0.4)),
+        ("dogs", (2, 2, 6, 4)),
+    ]
+    assert boxes.labelled("<box>[[1,2,3,4]]</box>", (1000, 1000)) == [("", (1, 2, 3, 4))]
+    assert boxes.labelled("no box, <ref>cat</ref>", (9, 9)) == []
 
 
 def test_box_texts() -> None:

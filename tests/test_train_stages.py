@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from eyespot.tensorfile import TensorFile
 from eyespot.tiling import Tiling
 from eyespot.train import checkpointing, stages
 from eyespot.train.data.encode import IGNORE
-from eyespot.train.distill import matched, pair_layers
+from eyespot.train.distill import Logits, matched, pair_layers
+from eyespot.train.export import export
 from eyespot.train.journal import entries
 from eyespot.train.loop import Told, learning_rate
 from eyespot.train.model import groups, open_model
@@ -510,6 +512,14 @@ def test_widths_need_an_adapter(tiny: Path, teacher: Path, rows: Path, tmp_path:
         stages.run(distil(tmp_path / "run", tiny, teacher, rows, width_adapter="none"))
 
 
+def test_a_teacher_stays_as_it_answers(tiny: Path) -> None:
+    student, master = open_model(tiny, 1), open_model(tiny, 1)
+    objective = Logits(student, master, "token", 0.5, 1.0)
+    objective.train()
+    assert student.vlm.training
+    assert not any(module.training for module in objective.teacher.modules())
+
+
 def test_logits_of_a_teacher(tiny: Path, teacher: Path, rows: Path, tmp_path: Path) -> None:
     """Nothing to learn from oneself; from another, with other pictures and packed, the divergence falls."""
     itself = distil(tmp_path / "itself", tiny, tiny, rows, stage="tune", kd_ratio=1.0, max_steps=1)
@@ -608,7 +618,8 @@ def test_accumulated_batches_are_one_batch(tiny: Path, rows: Path, tmp_path: Pat
 
 def test_two_processes_are_one(tiny: Path, tmp_path: Path) -> None:
     """torchrun, gloo and FSDP2: the loss curve, gradients and weights of one process; then one goes on alone."""
-    keys = {"data": [SCENES], "max_packed_tokens": 400, "max_steps": 4, "lr_scheduler_type": "constant_with_warmup"}
+    keys = {"data": [SCENES], "max_packed_tokens": 400, "max_steps": 4, "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": 1}  # fmt: skip
     one = tune(tmp_path / "one", tiny, tmp_path, per_device_train_batch_size=4, **keys)
     two = tune(tmp_path / "two", tiny, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2, **keys)
     process = subprocess.run(
@@ -626,7 +637,55 @@ def test_two_processes_are_one(tiny: Path, tmp_path: Path) -> None:
     assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours) < 1e-4
     alone = {"per_device_train_batch_size": 4, **keys, "max_steps": 6}
     finished(tune(tmp_path / "two", tiny, tmp_path, **alone))
-    assert losses(two)[-1] < losses(two)[0]
+    finished(tune(tmp_path / "six", tiny, tmp_path, **alone))
+    assert losses(two) == pytest.approx([e.loss for e in entries(tmp_path / "six")], rel=1e-4)
+    assert entries(two.output_dir)[: len(found)] == found  # it went on, it did not begin anew
+
+
+def test_a_head_of_its_own_is_exported_whatever_the_config_says(tiny: Path, tmp_path: Path) -> None:
+    """transformers keeps a stored head untied though the config says tied."""
+    untied = tmp_path / "untied"
+    shutil.copytree(tiny, untied)
+    stored = dict(weights(untied / "model.safetensors"))
+    assert "lm_head.weight" not in stored
+    stored["lm_head.weight"] = stored["model.language_model.embed_tokens.weight"] + np.float32(0.5)
+    checkpointing.write_tensors(
+        untied / "model.safetensors", {n: torch.from_numpy(w) for n, w in stored.items()}, {"format": "pt"}
+    )
+    loaded = open_model(untied, 1)
+    export(loaded.vlm, loaded.files, tmp_path / "out", "float32")
+    found = weights(tmp_path / "out" / "model.safetensors")
+    assert np.array_equal(found["lm_head.weight"], stored["lm_head.weight"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not config["tie_word_embeddings"]
+    assert not config["text_config"]["tie_word_embeddings"]
+
+
+def test_steps_may_be_added_only_where_the_rates_behind_stay(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    keys = {"lr_scheduler_type": "constant_with_warmup", "max_steps": 2}
+    finished(tune(tmp_path / "run", tiny, rows, **keys))
+    with pytest.raises(EyespotError, match="max_steps"):  # three in a hundred of more steps is a longer warmup
+        stages.run(tune(tmp_path / "run", tiny, rows, **keys | {"max_steps": 3}))
+
+
+def test_data_that_grew_is_not_gone_on_with(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    own = tmp_path / "rows"
+    shutil.copytree(rows.parent, own)
+    keys = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
+    finished(tune(tmp_path / "run", tiny, own / rows.name, max_steps=2, **keys))
+    lines = (own / rows.name).read_text()
+    (own / rows.name).write_text(lines + lines.splitlines()[0] + "\n")
+    with pytest.raises(EyespotError, match=r"the data has changed.*9 samples.*8"):
+        stages.run(tune(tmp_path / "run", tiny, own / rows.name, max_steps=3, **keys))
+
+
+def test_a_row_that_misstates_its_picture_is_bad(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    own = tmp_path / "rows"
+    shutil.copytree(rows.parent, own)
+    row = json.loads((own / rows.name).read_text().splitlines()[0])
+    (own / rows.name).write_text(json.dumps(row | {"width": 400, "height": 40}) + "\n")
+    with pytest.raises(EyespotError, match=r"set.jsonl:1: .*48, 40.*400, 40"):
+        stages.run(tune(tmp_path / "run", tiny, own / rows.name, max_steps=1))
 
 
 # What goes wrong

@@ -426,5 +426,6 @@ int32_t es_profile_read(const es_engine* engine, es_op_cost* out, int32_t room) 
 const char* es_last_error(void) { return eyespot::last_error.c_str(); }
 
 const char* es_version(void) { return ES_VERSION; }
+int32_t es_abi_version(void) { return ES_ABI_VERSION; }
 
 }  // extern "C"

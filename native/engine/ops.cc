@@ -241,13 +241,14 @@ class Binder {
   KvType group_type(int64_t group, int64_t kv_heads, int64_t head_dim) const {
     if (!kernels.pairs || next_ == ops_.end() || !int8_reader(*next_, op_->output)) return KvType::f32;
     const auto bytes = [&](KvType type) { return cache_layout(type, kv_heads, head_dim, group).bytes; };
-    return head_dim <= HEAD_DIM && bytes(KvType::int16) <= bytes(KvType::f32) ? KvType::int16 : KvType::f32;
+    return bytes(KvType::int16) <= bytes(KvType::f32) ? KvType::int16 : KvType::f32;
   }
 
   // Keys and values of every sequence of `group` rows.
   Place group_cache(Dim rows, int64_t group, int64_t kv_heads, int64_t head_dim, KvType type) const {
     const CacheLayout layout = cache_layout(type, kv_heads, head_dim, group);
-    const int64_t bytes = product(rows.at(memory.units) / group, layout.bytes, "memory.group_kv");
+    const int64_t room = cache_layout(KvType::f32, kv_heads, head_dim, group).bytes;  // whatever this processor takes of it
+    const int64_t bytes = product(rows.at(memory.units) / group, room, "memory.group_kv");
     if (memory.group_kv.bytes < bytes)
       bad("memory.group_kv has " + str(memory.group_kv.bytes) + " bytes, expected " + str(bytes));
     return place(memory.group_kv, layout);

@@ -7,12 +7,12 @@
 
 namespace eyespot {
 
-// Where the arrays of a cache lie: K, V, then for int8 the scales of K and of V.
+// Where the arrays of a cache lie: K, V, then for int8 and int16 the scales of K and of V.
 struct CacheLayout {
   int64_t keys;     // rounded up to whole blocks
   int64_t head;     // bytes of one head's K or V
   int64_t numbers;  // bytes of K or V of all heads, rounded up to 64
-  int64_t scales;   // bytes of their scales, rounded up to 64; 0 unless int8
+  int64_t scales;   // bytes of their scales, rounded up to 64; 0 unless int8 or int16
   int64_t bytes;    // of everything
 };
 CacheLayout cache_layout(KvType type, int64_t kv_heads, int64_t head_dim, int64_t keys);

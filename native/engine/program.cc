@@ -221,7 +221,7 @@ Program read_program(const Json& root) {
   return program;
 }
 
-const char* kv_type_name(KvType type) { return type == KvType::f32 ? "f32" : type == KvType::f16 ? "f16" : "int8"; }
+const char* kv_type_name(KvType type) { return type == KvType::f32 ? "f32" : type == KvType::f16 ? "f16" : type == KvType::int8 ? "int8" : "int16"; }
 
 std::string shape_text(const Shape& shape) {
   std::string text = "[";

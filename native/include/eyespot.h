@@ -93,6 +93,7 @@ ES_API int32_t es_profile_read(const es_engine* engine, es_op_cost* out, int32_t
 /* The last failure on this thread; "" when none. Valid until the next call on this thread. */
 ES_API const char* es_last_error(void);
 ES_API const char* es_version(void);
+ES_API int32_t es_abi_version(void); /* ES_ABI_VERSION of the library: records differ between versions */
 
 #ifdef __cplusplus
 }

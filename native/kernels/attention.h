@@ -40,6 +40,7 @@ struct Desk {
   float keys[KEYS * HEAD_DIM];  // K or V made float
 };
 static_assert(sizeof(Desk) <= WORK_BYTES);
+static_assert((WORDS + SPAN / 2 + 8) * KV_WORD <= INT32_MAX);  // a span's weights, rounded, times the largest V
 
 // Vectors across for R rows: as many as the registers hold beside R numbers, or that many vectors, and one in passing.
 constexpr int across(int rows) {
@@ -266,8 +267,8 @@ template <int R, int P>
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < P; ++v) {
-      const F sum = to_float(reinterpret_cast<I>(sums[r][v])) * all(scale[r]);
-      store(c + r * WIDE + v * W, scales ? sum * load(scales + v * W) : sum);
+      const F factor = scales ? all(scale[r]) * load(scales + v * W) : all(scale[r]);
+      store(c + r * WIDE + v * W, to_float(reinterpret_cast<I>(sums[r][v])) * factor);
     }
 }
 
@@ -306,14 +307,14 @@ inline void weigh_words(const float* v_scale, int64_t low, int64_t high, int64_t
   }
   desk.span.top[i] = top;
   desk.span.total[i] = sum_lanes(total);
-  const float by_most = largest_lane(most) / 32767, by_sum = sum_lanes(sum) / ((1 << 19) - SPAN);
+  const float by_most = largest_lane(most) / 32767, by_sum = sum_lanes(sum) / WORDS;
   const float scale = by_sum < by_most ? by_most : by_sum;  // NaN, if any, is in the sum
   desk.weight_scale[i] = scale;
-  const F inverse = all(scale > 0 ? 1 / scale : 0.0f);
+  const F inverse = all(scale > 1e-37f ? 1 / scale : 0.0f);
   for (int64_t j = low; j < high; j += W) store_int16(desk.weights[i].w + j, to_int(load(row + j) * inverse));
 }
 
-// attend_span where K and V are words: no sum is ever rounded, so a span's keys are summed at once.
+// attend_span where K and V are words: sums are exact in int32, so a span's keys are summed at once.
 template <>
 inline void attend_span<Int16>(const AttentionArgs& a, int64_t p, int64_t count, int64_t span, Desk& desk) {
   look(a, p, count, span, desk);
@@ -349,21 +350,21 @@ inline void take_queries(const AttentionArgs& a, int64_t p, int64_t count, Desk&
   for (int64_t i = 0; i < count; ++i) {
     const float* q = a.q + (p + i) / a.heads * a.q_stride + (p + i) % a.heads * a.head_dim;
     if constexpr (std::is_same_v<Format, Int16>) {
-      const float most = static_cast<float>(clip(INT32_MAX / (INT16 * a.head_dim), 1, 32767));
+      const float most = static_cast<float>(clip(INT32_MAX / (KV_WORD * a.head_dim), 1, 32767));
       int32_t sum;  // not used
       quantize_group(q, a.head_dim, most, desk.q[i].w, desk.q_scale[i], sum);
       desk.q_scale[i] *= a.scale;
       std::memset(desk.q[i].w + a.head_dim, 0, static_cast<size_t>(up(a.head_dim) - a.head_dim) * sizeof(int16_t));
-      continue;
+    } else {
+      each(a.head_dim, [&](int64_t c, auto lanes) { lanes.store(desk.q[i].f + c, lanes.load(q + c) * scale); });
     }
-    each(a.head_dim, [&](int64_t c, auto lanes) { lanes.store(desk.q[i].f + c, lanes.load(q + c) * scale); });
   }
 }
 
 // Adds one span's softmax to that of the spans before it, which began as -Inf and zeros.
 inline void add_span(float& top, float& total, float* sums, float span_top, float span_total, const float* span_sums,
                      int64_t dim) {
-  if (span_top == -__builtin_inff()) return;
+  if (span_total == 0) return;  // no key was seen: a span whose scores are all NaN has top -Inf too, but a total of NaN
   const float next = span_top > top ? span_top : top;
   const F shrink = exp(all(top - next)), span_shrink = exp(all(span_top - next));
   total = total * lowest_lane(shrink) + span_total * lowest_lane(span_shrink);
@@ -475,18 +476,17 @@ void store_int8(const StoreArgs& a) {
   }
 }
 
-// Two words go as one number: a pair of a key, or the same column of two values.
+// K's pairs go as one number into their place of the block; V's words lie beside those of the key before or after.
 void store_int16(const StoreArgs& a) {
   const int64_t width = up(a.head_dim);
-  int16_t words[HEAD_DIM];
+  int16_t words[HEAD_DIM] = {};      // beyond head_dim zeros
   int32_t pairs[HEAD_DIM / 2], sum;  // no sum is kept
   for (int64_t r = 0; r < a.rows; ++r) {
     const int64_t at = a.at + r;
-    quantize_group(a.k + r * a.stride, a.head_dim, INT16, words, a.cache.k_scale[at], sum);
-    std::memset(words + a.head_dim, 0, static_cast<size_t>(width - a.head_dim) * sizeof *words);
+    quantize_group(a.k + r * a.stride, a.head_dim, KV_WORD, words, a.cache.k_scale[at], sum);
     std::memcpy(pairs, words, static_cast<size_t>(width) * sizeof *words);
     put_key(a, at, pairs, width / 2);
-    quantize_group(a.v + r * a.stride, a.head_dim, INT16, words, a.cache.v_scale[at], sum);
+    quantize_group(a.v + r * a.stride, a.head_dim, KV_WORD, words, a.cache.v_scale[at], sum);
     int16_t* v = static_cast<int16_t*>(a.cache.v) + at / 2 * 2 * width + at % 2;
     for (int64_t c = 0; c < a.head_dim; ++c) v[2 * c] = words[c];
   }

@@ -17,7 +17,8 @@ constexpr int64_t CHUNK = 32;              // columns of packed weights are stor
 constexpr int64_t A8_COLUMNS = 1 << 17;    // longest W8A8 row: 127 * 127 * 2^17 still fits an int32 sum
 constexpr int64_t A8_ALIGN = 128;          // int8 rows are padded with zeros to a multiple of this: the largest group
 constexpr int64_t SPAN = 256;              // keys whose softmax is summed apart, then merged in order
-constexpr int64_t INT16 = 4095;            // largest number of an int16 cache: a span's sums fit int32, see AttentionArgs
+constexpr int64_t KV_WORD = 4095;          // largest number of an int16 cache
+constexpr int64_t WORDS = INT32_MAX / KV_WORD - SPAN;  // most that a span's softmax weights sum to in words: see AttentionArgs
 
 // y[r][j] = sum over c of x[r][c] * w[j][c], + bias[j] when bias is given; first <= j < last. w [m][k] of f32, f16 or bf16.
 struct LinearArgs {
@@ -111,14 +112,14 @@ struct RopeArgs {
 
 // One key/value head's cache: K in blocks of PANEL keys, [block][head_dim][PANEL]; V [key][head_dim]; for int8 a float scale
 // a key for each, and for int16, which lies in pairs: K [block][width / 2][PANEL][2], V [key / 2][width][2], with width =
-// head_dim rounded up to PANEL. Both have room for whole blocks; what stands where nothing was stored is never used, be it NaN.
+// head_dim rounded up to PANEL. Both have room for whole blocks; what stands where nothing was stored never reaches a result, be it NaN.
 struct Cache {
   void *k, *v;
   float *k_scale, *v_scale;  // [keys], int8 and int16 alone
 };
 
 // store: keys at .. at + rows of the cache = rows of k and v, rounded to the cache's type (int8, int16: scale = max |x| / 127
-// or INT16 of a key's vector, as quantize).
+// or KV_WORD of a key's vector, as quantize).
 struct StoreArgs {
   const float *k, *v;  // row r at k + r * stride
   Cache cache;
@@ -131,9 +132,9 @@ struct StoreArgs {
 // row - window. Every row must see a key: keys >= 1, and keys > past + row where past >= 0. head_dim <= HEAD_DIM.
 // Keys are summed in spans [SPAN * s, SPAN * (s + 1)), each from nothing: top = largest score, total = sum of e^(score -
 // top), sums = the same weights times v; spans are then merged in order, so it does not matter who summed them.
-// On an int16 cache a vector kernel also rounds q, to max |q| / min(32767, (2^31 - 1) / (INT16 head_dim)), and the weights w
-// of a span, times v_scale, to max(max w / 32767, sum of w / (2^19 - SPAN)): so both products are sums of int16 products
-// that int32 always holds.
+// On an int16 cache a vector kernel also rounds q, to max |q| / min(32767, (2^31 - 1) / (KV_WORD head_dim)), and the weights
+// w of a span, times v_scale, to max(max w / 32767, sum of w / WORDS): so both products are sums of int16 products that int32
+// holds, for rounding adds half a word to each of at most SPAN weights.
 //   attention: all spans, merged, divided by the total, into out.
 //   attention_span: span `span` alone, into partial[(p - first) * (head_dim + 2)]: top, total, sums. A query that sees
 //   none of its keys gets top -Inf and zeros.

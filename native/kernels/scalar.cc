@@ -34,7 +34,7 @@ struct Int8 {
 };
 struct Int16 {
   using T = int16_t;
-  static constexpr int64_t MOST = INT16;
+  static constexpr int64_t MOST = KV_WORD;
   static float widen(T v) { return static_cast<float>(v); }
 };
 
@@ -137,7 +137,7 @@ void attend_span(const AttentionArgs& a, int64_t p, int64_t span, float& top, fl
 // Adds one span's softmax to that of the spans before it, which began as -Inf and zeros.
 void add_span(float& top, float& total, float* sums, float span_top, float span_total, const float* span_sums,
               int64_t head_dim) {
-  if (span_top == -INFINITY) return;
+  if (span_total == 0) return;  // no key was seen: a span whose scores are all NaN has top -Inf too, but a total of NaN
   const float next = span_top > top ? span_top : top, shrink = std::exp(top - next),
               span_shrink = std::exp(span_top - next);
   total = total * shrink + span_total * span_shrink;

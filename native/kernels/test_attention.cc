@@ -23,6 +23,7 @@ int64_t k_place(const std::string& format, int64_t key, int64_t i, int64_t dim) 
 int64_t v_place(const std::string& format, int64_t key, int64_t i, int64_t dim) {
   return paired(format) ? 2 * (key / 2 * up(dim) + i) + key % 2 : key * dim + i;
 }
+int64_t item_of(const std::string& format) { return format == "f32" ? 4 : format == "int8" ? 1 : 2; }
 int random_number(int most) { return static_cast<int>(rng() % (2 * static_cast<unsigned>(most) + 1)) - most; }
 
 // How many rows stand after `past` keys (-1: every row sees every key), and how far back they see.
@@ -35,8 +36,10 @@ struct Case {
 struct Scene {
   Scene(const std::string& format, Case c, int64_t dim, int64_t heads, float sharpness)
       : format(format), c(c), dim(dim), heads(heads), keys(c.keys()), room(up(keys)), q_stride(heads * dim + 5),
-        out_stride(heads * dim + 1), q(random_floats(c.rows * q_stride)), k_bytes(room * up(dim) * 4),
-        v_bytes(room * up(dim) * 4), k_scale(room), v_scale(room), k(static_cast<size_t>(keys * dim)), v(k) {
+        out_stride(heads * dim + 1), q(random_floats(c.rows * q_stride)), k_bytes(room * width_of(format, dim) * item_of(format)),
+        v_bytes(k_bytes.bytes), k_scale(room), v_scale(room), k(static_cast<size_t>(keys * dim)), v(k) {
+    for (size_t i = 0; paired(format) && i < k_bytes.bytes; ++i)  // what pads may be any words
+      k_bytes.data()[i] = static_cast<char>(rng()), v_bytes.data()[i] = static_cast<char>(rng());
     for (int64_t j = 0; j < room; ++j) {
       const bool stored = j < keys;
       const float least = paired(format) ? 1e-4f : 1e-3f;
@@ -57,8 +60,8 @@ struct Scene {
           v_value = double(to_v[v_at] = static_cast<int8_t>(random_number(127))) * v_scale[j];
         } else {
           auto *to_k = reinterpret_cast<int16_t*>(k_bytes.data()), *to_v = reinterpret_cast<int16_t*>(v_bytes.data());
-          k_value = double(to_k[k_at] = static_cast<int16_t>(random_number(INT16))) * k_scale[j];
-          v_value = double(to_v[v_at] = static_cast<int16_t>(random_number(INT16))) * v_scale[j];
+          k_value = double(to_k[k_at] = static_cast<int16_t>(random_number(KV_WORD))) * k_scale[j];
+          v_value = double(to_v[v_at] = static_cast<int16_t>(random_number(KV_WORD))) * v_scale[j];
         }
         if (stored) k[static_cast<size_t>(j * dim + i)] = k_value, v[static_cast<size_t>(j * dim + i)] = v_value;
       }
@@ -83,7 +86,7 @@ struct Scene {
     double q_most = 0;
     for (int64_t i = 0; i < dim; ++i)
       q_most = std::max(q_most, std::abs(double(q[row * q_stride + head * dim + i])));
-    const double q_step = paired(format) ? q_most / std::min<double>(32767, std::floor(INT32_MAX / double(INT16 * dim))) : 0;
+    const double q_step = paired(format) ? q_most / std::min<double>(32767, std::floor(INT32_MAX / double(KV_WORD * dim))) : 0;
     std::vector<double> scores;
     double reach = 0;
     for (int64_t j = start; j < stop; ++j) {
@@ -113,7 +116,7 @@ struct Scene {
         const double scaled = std::exp(scores[j] - (std::isnan(base) ? t.top : base)) * v_scale[start + static_cast<int64_t>(j)];
         most = std::max(most, scaled), sum += scaled;
       }
-      const double step = std::max(most / 32767, sum / ((1 << 19) - SPAN));
+      const double step = std::max(most / 32767, sum / WORDS);
       for (size_t j = from_j; j < to_j; ++j)
         for (size_t i = 0; i < t.rounding.size(); ++i) {
           const size_t key = static_cast<size_t>(start) + j;
@@ -153,6 +156,56 @@ void scenes(const std::string& format, const Use& use) {
         Scene scene(format, c, dim, heads, heads == 3 ? 8.0f : 1.0f);
         use(scene, text(c.rows, c.past, c.window, dim, heads));
       }
+}
+
+// NaN in a query, in the last key or in its value: what it reaches must be NaN, also where that key is a span's only one.
+void check_faults(const std::string& name, const std::string& format, void (*kernel)(const AttentionArgs&)) {
+  for (int64_t keys : {1, 37, 257, 1025})
+    for (int64_t dim : {9, 64})
+      for (const std::string fault : {"q", "k", "v"}) {
+        Scene scene(format, {keys, -1, 0}, dim, 1, 1.0f);
+        const int64_t last = keys - 1;
+        const bool scaled = format[0] == 'i';
+        char* const bytes = (fault == "k" ? scene.k_bytes : scene.v_bytes).data();
+        const int64_t at = fault == "k" ? k_place(format, last, 0, dim) : v_place(format, last, 0, dim);
+        if (fault == "q") scene.q[last * scene.q_stride + 1] = NAN;
+        if (fault != "q" && scaled) (fault == "k" ? scene.k_scale : scene.v_scale)[last] = NAN;
+        if (fault != "q" && format == "f32") reinterpret_cast<float*>(bytes)[at] = NAN;
+        if (fault != "q" && format == "f16") reinterpret_cast<uint16_t*>(bytes)[at] = half_of_float(NAN);
+        Array<float> out(scene.c.rows * scene.out_stride);
+        AttentionArgs a = scene.args;
+        a.out = out.data();
+        kernel(a);
+        bool hidden = false;
+        for (int64_t row = fault == "q" ? last : 0; row < keys; ++row)
+          for (int64_t i = 0; i < (fault == "v" && !scaled ? 1 : dim); ++i)
+            hidden |= !std::isnan(out[row * scene.out_stride + i]);
+        expect(!hidden, name + " hides NaN in " + fault, text(keys, dim));
+      }
+}
+
+// Every number as large as it may be and of one sign: sums of words reach their bound, and must not pass it.
+void check_saturated(const std::string& name, void (*kernel)(const AttentionArgs&)) {
+  for (int64_t keys : {1, 255, 256, 257, 513})
+    for (int64_t dim : {16, 17, 64, 256}) {
+      Scene scene("int16", {keys, -1, 0}, dim, 1, 1.0f);
+      for (int64_t i = 0; i < scene.q.n; ++i) scene.q[i] = 3.0f;
+      auto *k = reinterpret_cast<int16_t*>(scene.k_bytes.data()), *v = reinterpret_cast<int16_t*>(scene.v_bytes.data());
+      for (int64_t j = 0; j < keys; ++j) {
+        scene.k_scale[j] = 1e-4f, scene.v_scale[j] = 2e-4f;
+        for (int64_t i = 0; i < dim; ++i)
+          k[k_place("int16", j, i, dim)] = v[v_place("int16", j, i, dim)] = static_cast<int16_t>(KV_WORD);
+      }
+      Array<float> out(scene.c.rows * scene.out_stride);
+      AttentionArgs a = scene.args;
+      a.out = out.data();
+      kernel(a);
+      const double truth = KV_WORD * 2e-4;
+      double worst = 0;
+      for (int64_t row = 0; row < keys; ++row)
+        for (int64_t i = 0; i < dim; ++i) worst = std::max(worst, std::abs(out[row * scene.out_stride + i] / truth - 1));
+      expect(worst <= 3e-4, name + " saturated", text(keys, dim), worst, 3e-4);  // 2^-12 of flat weights
+    }
 }
 
 void check_attention(const std::string& name, const std::string& format, void (*kernel)(const AttentionArgs&)) {
@@ -225,7 +278,10 @@ void check_span(const std::string& name, const std::string& format, void (*kerne
 
 void check(const std::string& name, const std::string& format, void (*kernel)(const AttentionArgs&),
            void (*)(const AttentionArgs&)) {
-  name.rfind("attention_span", 0) == 0 ? check_span(name, format, kernel) : check_attention(name, format, kernel);
+  if (name.rfind("attention_span", 0) == 0) return check_span(name, format, kernel);
+  check_attention(name, format, kernel);
+  check_faults(name, format, kernel);
+  if (format == "int16") check_saturated(name, kernel);
 }
 
 void check_spans(const std::string& isa, const Kernels& kernels) {
@@ -287,7 +343,7 @@ void check(const std::string& name, const std::string& format, void (*kernel)(co
   for (int64_t dim : {1, 3, 4, 7, 8, 9, 15, 16, 17, 64, 65, 128, 256})
     for (int64_t at : {0, 1, 15, 16, 30})
       for (int64_t rows : {1, 2, 16, 33}) {
-        const int64_t room = up(at + rows), stride = 2 * dim + 3, item = format == "f32" ? 4 : format == "int8" ? 1 : 2;
+        const int64_t room = up(at + rows), stride = 2 * dim + 3, item = item_of(format);
         Array<float> k = random_floats(rows * stride, -3, 3), v = random_floats(rows * stride, -3, 3);
         for (int64_t i = 0; i < rows * stride; ++i) v[i] = std::ldexp(v[i], static_cast<int>(rng() % 40) - 25);
         if (dim > 8) {
@@ -311,7 +367,7 @@ void check(const std::string& name, const std::string& format, void (*kernel)(co
             float largest = 0;
             for (int64_t i = 0; i < dim; ++i) largest = std::isnan(x[i]) ? NAN : std::max(largest, std::abs(x[i]));
             for (int64_t i = 0; i < dim; ++i) largest = std::isnan(x[i]) ? NAN : largest;
-            const float scale = std::isnan(largest) ? NAN : largest < 1e-30f ? 0.0f : largest / (paired(format) ? INT16 : 127);
+            const float scale = std::isnan(largest) ? NAN : largest < 1e-30f ? 0.0f : largest / (paired(format) ? KV_WORD : 127);
             for (int64_t i = 0; i < dim; ++i) {
               const int64_t place = which ? v_place(format, at + r, i, dim) : k_place(format, at + r, i, dim);
               if (format == "f32") std::memcpy(to + place * 4, &x[i], 4);

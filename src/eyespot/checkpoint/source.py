@@ -46,7 +46,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         if match is None:
             raise UsageError(
                 f"{source}: no such file or directory",
-                expected=f"a path that exists, {', '.join(EMBEDDED)}, or a hub id org/name",
+                expected="a path that exists, or a hub id org/name",
             )
         return _open_hub(*match.groups())
     except OSError as error:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    source: Annotated[
-        str, typer.Argument(help="A directory of safetensors, a .gguf file, eyespot-nano, or a hub id org/name.")
-    ],
+    source: Annotated[str, typer.Argument(help="A directory of safetensors, a .gguf file, or a hub id org/name.")],
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Directory of the bundle.")] = None,
     scheme: Annotated[
         str | None,

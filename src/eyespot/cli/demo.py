@@ -36,6 +36,8 @@ def command(
     from eyespot.run.draw import draw
     from eyespot.run.model import load
 
+    if not local(MODEL).exists():
+        raise UsageError(f"{MODEL} is not in this package", cause="it is still being trained: recipes/nano")
     picture = images.load(image or local(MODEL) / PICTURE)
     record: dict[str, object] = {"model": MODEL, "scheme": scheme, "picture": picture.name, "answers": []}
     told = (lambda text: None) if as_json else print

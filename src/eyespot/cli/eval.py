@@ -75,7 +75,8 @@ def _contestants(model: str, schemes: Sequence[str], out: Path) -> Iterator[tupl
     from eyespot.compile import Options, compile_model
 
     path = local(model)
-    name = path.resolve().name
+    whole = path.resolve()
+    name = whole.parent.name if whole.name == "model" else whole.name  # a stage leaves OUTPUT_DIR/model
     if (path / MANIFEST).is_file() or not path.exists():  # load() tells what is wrong with neither
         yield name, path
         return

@@ -91,7 +91,9 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 # "B", "(B)", "B.", "B: a dog", "**B**", "Option B", "The answer is (B)", "Answer: B"
 _LETTER_FIRST = re.compile(r"^\W*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z'])", re.IGNORECASE)
-_LETTER_SAID = re.compile(r"\b(?:answer|option|choice)\b\W*(?:is\b)?\W*\(?([A-Z])\b", re.IGNORECASE)
+_LETTER_SAID = re.compile(
+    r"\b(?:answer|option|choice)\b\W*(?:is\b)?\W*\(?(?-i:(?![ai][ \t]+\w))([A-Z])\b", re.IGNORECASE
+)
 
 
 def option_letter(prediction: str, answers: Sequence[str]) -> float:
@@ -105,7 +107,7 @@ def letter(prediction: str) -> str:
     said = _LETTER_SAID.search(text)
     first = _LETTER_FIRST.match(text)
     # "A dog", "I see": such a word is a letter only alone, before punctuation, or where the text says so.
-    if first and not (first[1] in "AaIi" and re.match(r"[AaIi]\s+\w", text.lstrip("(*"))):
+    if first and not (first[1] in "AaIi" and re.match(r"[AaIi][ \t]+\w", text.lstrip("(*"))):
         return first[1].upper()
     return said[1].upper() if said else ""
 

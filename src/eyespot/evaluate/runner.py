@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,8 @@ def _kept(path: Path, samples: Sequence[Sample], model: str) -> dict[str, tuple[
                 )
             if number and row.get("id") not in ids:
                 raise EyespotError(f"{path}: line {number + 1} answers no question of this set", found=row.get("id"))
-            if number:
-                found[str(row["id"])] = str(row.get("prediction", "")), str(row.get("error", ""))
+            if number and not row.get("error"):  # what was refused, such as a picture that was missing, is asked again
+                found[str(row["id"])] = str(row.get("prediction", "")), ""
             whole += len(line)
     if whole == 0:  # not even the header
         path.unlink()
@@ -117,11 +117,3 @@ def _row(line: bytes) -> dict[str, Any]:
     except ValueError:
         row = None
     return row if isinstance(row, dict) else {}
-
-
-def rows(samples: Sequence[Sample], results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Everything about each question, as JSON values."""
-    return [
-        {**asdict(result), "task": s.task, "question": s.question, "answers": list(s.answers)}
-        for s, result in zip(samples, results, strict=True)
-    ]

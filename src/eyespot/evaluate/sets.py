@@ -144,6 +144,8 @@ def _samples(line: str, place: str, root: Path) -> Iterator[Sample]:
     talk = row.get("conversations")
     if not isinstance(talk, list) or not talk or not all(isinstance(t, dict) for t in talk):
         raise EyespotError(f"{place}: no conversations", expected='[{"from": "human", "value": ...}, ...]')
+    if "video" in row:
+        raise EyespotError(f"{place}: a clip", expected="its frames as pictures", cause="eyespot convert-data frames")
     images = tuple(root / name for name in _texts(row, "image", place))
     said = [(t.get("from"), t.get("value")) for t in talk]
     if [who for who, _ in said] != ["human", "gpt"] * (len(said) // 2):

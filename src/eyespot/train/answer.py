@@ -36,7 +36,9 @@ def open_float(path: Path, max_tokens: int) -> Generate:
         parts = messages[-1]["content"]
         text = "".join(part["text"] if part["type"] == "text" else IMAGE for part in parts)
         pictures = tuple(Path(part["image"]) for part in parts if part["type"] == "image")
-        coded = encoder.encode(Record(dialogue(text, "-"), pictures))
+        # A training's pictures share their tiles; an engine gives each as many as the rule allows, and so is done here.
+        record = Record(dialogue(text, "-"), pictures, max_dynamic_patch=encoder.rule.max_tiles * max(1, len(pictures)))
+        coded = encoder.encode(record)
         ids = coded.ids[: next(i for i, label in enumerate(coded.labels) if label != IGNORE)]
         if len(ids) > loaded.max_length:
             raise EyespotError(
@@ -55,6 +57,6 @@ def open_float(path: Path, max_tokens: int) -> Generate:
         words = said[0, len(ids) :].tolist()
         if end in words:
             words = words[: words.index(end)]
-        return str(encoder.tokenizer.decode(words))
+        return str(encoder.tokenizer.decode(words, skip_special_tokens=False))  # <ref> and <box> are special
 
     return generate

@@ -34,13 +34,15 @@ TEACHER = "teacher."  # parameters of a teacher are not the training's
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a training stands. tokens, seconds: it took; loss: of the last step; streams: where each one stands."""
+    """Where a training stands. tokens, seconds: it took; loss: of the last step; streams: where each one stands;
+    samples: of the set it learns from, 0 where that was not written down."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     loss: float = math.nan
     streams: Mapping[int, State] = field(default_factory=dict)
+    samples: int = 0
 
 
 @contextmanager
@@ -119,6 +121,7 @@ def save(
         "tokens": at.tokens,
         "seconds": at.seconds,
         "loss": at.loss,
+        "samples": at.samples,
         "streams": [[at.streams[n].read, list(at.streams[n].held)] for n in sorted(at.streams)],
         "recipe": as_json(recipe),
     }
@@ -153,13 +156,15 @@ def progress(path: Path, recipe: Recipe, streams: int) -> Progress:
         theirs = state["recipe"]
         listed = [State(int(read), tuple(map(int, held))) for read, held in state["streams"]]
         took = int(state["step"]), int(state["tokens"]), float(state["seconds"]), float(state["loss"])
-        found = Progress(*took, dict(enumerate(listed)))
+        found = Progress(*took, dict(enumerate(listed)), int(state.get("samples", 0)))
         if state["format"] != FORMAT:
             raise EyespotError(f"{path / STATE}: another format", found=state["format"], expected=FORMAT)
     except (KeyError, TypeError, ValueError) as error:
         raise EyespotError(f"{path / STATE}: malformed ({error!r})") from None
     ours = json.loads(json.dumps(as_json(recipe)))
-    free = {"max_steps", "num_train_epochs"} if recipe.lr_scheduler_type == "constant_with_warmup" else set()
+    # Steps may be added where the rate of those behind does not depend on their number.
+    grows = recipe.lr_scheduler_type == "constant_with_warmup" and (recipe.warmup_steps or not recipe.warmup_ratio)
+    free = {"max_steps", "num_train_epochs"} if grows else set()
     split = {"per_device_train_batch_size", "gradient_accumulation_steps"}  # only their product with processes counts
     changed = [k for k in sorted({*ours, *theirs} - free - split) if ours.get(k) != theirs.get(k)]
     if changed:

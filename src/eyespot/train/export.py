@@ -29,7 +29,10 @@ def export(vlm: Any, files: Mapping[str, bytes], out: Path, dtype: str) -> None:
             inner.pop(key, None)
     config |= {"architectures": [ARCHITECTURE], "torch_dtype": dtype, "use_cache": True}
     tensors = {name: value.detach().to(DTYPES[dtype]).contiguous() for name, value in vlm.state_dict().items()}
-    if vlm.config.tie_word_embeddings:
+    # transformers leaves a head of its own untied, whatever the config says: what is told is what is there.
+    tied = vlm.lm_head.weight is vlm.get_input_embeddings().weight
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tied
+    if tied:
         del tensors["lm_head.weight"]
     with atomic_directory(out) as part:
         write_tensors(part / "model.safetensors", tensors, {"format": "pt"})

@@ -93,9 +93,14 @@ def fit(recipe: Recipe, objective: Objective, data: Dataset, max_length: int, ac
     total = packs_each * acc.num_processes
     steps = recipe.max_steps or max(1, math.ceil(recipe.num_train_epochs * len(data) / total))
     newest = next(reversed(checkpointing.checkpoints(out)), None)
-    at = Progress(streams={n: State() for n in range(total)})
+    at = Progress(streams={n: State() for n in range(total)}, samples=len(data))
     if newest is not None:
         at = checkpointing.progress(newest, recipe, total)
+        if at.samples not in (0, len(data)):
+            raise EyespotError(
+                f"{newest}: the data has changed", found=f"{len(data)} samples", expected=at.samples,
+                cause="a training goes on with the data it began with; give another output_dir",
+            )  # fmt: skip
         checkpointing.load_weights(newest, objective)
     objective.to(device)
     if acc.num_processes > 1:
@@ -152,7 +157,7 @@ class _Run:
                 loss, norm, tokens = self._step(packs, at.step, rate, newest)
                 took = time.perf_counter() - begun
                 streams = {**at.streams, **{pack.stream: pack.after for pack in packs}}
-                at = Progress(at.step + 1, at.tokens + tokens, at.seconds + took, loss, streams)
+                at = Progress(at.step + 1, at.tokens + tokens, at.seconds + took, loss, streams, at.samples)
                 sums = [sums[0] + loss, sums[1] + norm]
                 saving = at.step % recipe.save_steps == 0 or at.step == self.steps
                 if saving or at.step % recipe.logging_steps == 0:

@@ -97,6 +97,14 @@ class Objective(nn.Module):
             for v in range(len(self.views))
         )
 
+    def train(self, mode: bool = True) -> Objective:
+        """As a module's, but a teacher stays as it answers: without dropout."""
+        super().train(mode)
+        for name, module in self.named_children():
+            if name == "teacher":
+                module.eval()
+        return self
+
     def weight(self, batches: Sequence[Batch]) -> float:
         """What the sum of `forward` is to be divided by, to be a mean."""
         return float(batches[0].weights.sum(dtype=torch.float64))

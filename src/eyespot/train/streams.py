@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from eyespot import images
 from eyespot.errors import EyespotError
 from eyespot.train.data.encode import IGNORE, Encoder
 from eyespot.train.data.record import BadRecord, Record, checked
@@ -198,6 +199,8 @@ class Streams:
         epoch, place = divmod(slot, len(self.data))
         record = expand(checked(self.data[int(self._shuffled(epoch)[place])]))
         try:
+            if record.sizes and (found := tuple(images.size(picture) for picture in record.images)) != record.sizes:
+                raise BadRecord(record.place, [f"pictures of {found} pixels, the record says {record.sizes}"])
             rng = np.random.default_rng([self.seed, slot]) if record.data_augment else None
             views = tuple(self._seen(record, view, rng) for view in self.views)
         except BadRecord:

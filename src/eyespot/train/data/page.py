@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eyespot import boxes, images
+from eyespot.errors import EyespotError
 from eyespot.train.data.record import Record
 from eyespot.train.data.write import atomic
 
@@ -50,7 +51,11 @@ def card(record: Record) -> Image:
     across = max(1, ceil(sqrt(len(pictures))))
     side = SIDE // across
     for number, picture in enumerate(pictures):
-        seen = thumbnail(images.load(picture).image, side - 4, found if len(pictures) == 1 else [])
+        try:
+            image = images.load(picture).image
+        except EyespotError:  # found with --quick, which opens headers alone
+            image = Image.new("RGB", (side, side), "#cccccc")
+        seen = thumbnail(image, side - 4, found if len(pictures) == 1 else [])
         made.paste(seen, (MARGIN + number % across * side, MARGIN + number // across * side))
     left = 2 * MARGIN + (SIDE if pictures else 0)
     width = (CARD[0] - left - MARGIN) * 2 // LETTER  # letters of a line: half as wide as high, about

@@ -123,8 +123,12 @@ def _members(file: IO[bytes], path: Path, start: int = 0) -> Iterator[tuple[tarf
     file.seek(start)
     try:
         tar = tarfile.open(fileobj=cast("IO[bytes]", _Bounded(file)), mode="r:", errorlevel=0)  # noqa: SIM115
+        behind = -1
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined] # or it would keep them all
+            if member.size < 0 or member.offset <= behind:  # a header may claim so, and lead back to itself
+                raise tarfile.ReadError(f"a member of {member.size} bytes at {member.offset}")
+            behind = member.offset
             if member.isfile():
                 file.seek(member.offset_data)
                 yield member, file

@@ -13,7 +13,6 @@ from typing import Any
 from PIL import Image
 
 from eyespot.errors import UsageError
-from eyespot.train.data.record import Record
 from eyespot.train.scenes import canvas, charts, objects, sequences, texts, traffic
 from eyespot.train.scenes.scene import Question, Scene
 from eyespot.train.scenes.split import SPLITS
@@ -53,8 +52,8 @@ TASKS = {
     "compare": ("pair",),
     "motion": ("clip",),
 }
-# Drawn only where they are asked for by name.
-DOMAINS = {"traffic": ("road",)}
+# Drawn only where they are asked for by name: lessons, which teach eyes and examine nobody, and domains.
+BY_NAME = {"grid": ("objects",), "spell": ("text",), "traffic": ("road",)}
 
 
 class Scenes:
@@ -77,7 +76,7 @@ class Scenes:
         if split not in SPLITS:
             raise UsageError("unknown split", found=split, expected=", ".join(SPLITS))
         weights = dict.fromkeys(TASKS, 1.0) if tasks is None else dict(tasks)
-        served = TASKS | DOMAINS
+        served = TASKS | BY_NAME
         if unknown := sorted(set(weights) - set(served)):
             raise UsageError("unknown task", found=unknown[0], expected=", ".join(served))
         if not weights or min(weights.values()) < 0 or not sum(weights.values()):
@@ -91,7 +90,7 @@ class Scenes:
         rng = Random(f"{self.seed}/{self.split}/{index}")
         task = rng.choices(self._tasks, self._weights)[0]
         side = rng.choice(self.sides)
-        kind = KINDS[rng.choice((TASKS | DOMAINS)[task])]
+        kind = KINDS[rng.choice((TASKS | BY_NAME)[task])]
         while True:
             view, layout, novel = kind.draw(rng, self.split, side, task)
             first = kind.makers[task](rng, view)
@@ -103,7 +102,8 @@ class Scenes:
     def _more(self, rng: Random, kind: Kind, view: Any, first: Question) -> Iterator[Question]:
         """Further questions, none about what was asked already."""
         seen, left = {(first.task, first.answer)}, self.questions - 1
-        for task in rng.choices(list(kind.makers), k=3 * left):
+        able = [task for task in kind.makers if task in TASKS or task in self._tasks]
+        for task in rng.choices(able, k=3 * left):
             question = kind.makers[task](rng, view)
             if question is None or (task, question.answer) in seen:
                 continue
@@ -112,16 +112,3 @@ class Scenes:
             seen.add((task, question.answer))
             left -= 1
             yield question
-
-    def __iter__(self) -> Iterator[Scene]:
-        index = 0
-        while True:
-            yield self[index]
-            index += 1
-
-    def records(self, start: int = 0) -> Iterator[Record]:
-        """Training samples from number `start` on, without end."""
-        index = start
-        while True:
-            yield self[index].record()
-            index += 1

@@ -17,6 +17,7 @@ from eyespot.train.scenes.questions import ask
 from eyespot.train.scenes.scene import Question
 from eyespot.train.scenes.things import Item
 
+CELLS = 5  # of a picture of 160 pixels in tokens of 32
 APART = 0.2  # of the side: two centres nearer than this are neither left nor right of each other
 
 
@@ -52,6 +53,7 @@ Maker = Callable[[Random, View], Question | None]
 # task -> (fewest, most) things a picture that is made for it holds.
 HOW_MANY = {
     "name": (1, 1),
+    "grid": (1, 6),
     "describe": (1, 3),
     "count": (1, 6),
     "colour": (1, 4),
@@ -108,6 +110,18 @@ def name(rng: Random, view: View) -> Question | None:
         return None
     thing = view.items[0].thing
     return ask(rng, "name", "name", thing.name, thing.accepted)
+
+
+def grid(rng: Random, view: View) -> Question | None:
+    """A lesson: what covers the middle of each of CELLS x CELLS cells, row by row, "." for none. A model whose picture
+    is so many tokens says for each what it shows: the densest thing to learn eyes from."""
+    side = view.image.width / CELLS
+    cells = []
+    for i in range(CELLS * CELLS):
+        x, y = (i % CELLS + 0.5) * side, (i // CELLS + 0.5) * side
+        over = [t.thing.noun for t in view.items if t.box[0] <= x < t.box[2] and t.box[1] <= y < t.box[3]]
+        cells.append(over[0] if over else ".")
+    return ask(rng, "grid", "grid", " ".join(cells))
 
 
 def count(rng: Random, view: View) -> Question | None:
@@ -181,6 +195,7 @@ def choice(rng: Random, view: View) -> Question | None:
 MAKERS: dict[str, Maker] = {
     "describe": describe,
     "name": name,
+    "grid": grid,
     "count": count,
     "colour": colour,
     "position": position,

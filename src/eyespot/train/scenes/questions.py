@@ -35,6 +35,8 @@ ASK = {
     "what above": ("What is above the {b}?", "Name the object above the {b}."),
     "what below": ("What is below the {b}?", "Name the object below the {b}."),
     "corner": ("In which corner is the {a}?", "Which corner is the {a} in?"),
+    "grid": ("Read the grid.",),
+    "spell": ("Spell the text.",),
     "read": ("Read the text.", "What does the text say?", "What is written here?", "What is the text in the picture?"),
     "read top": ("What is the top word?", "Read the top line.", "What is written at the top?"),
     "read bottom": ("What is the bottom word?", "Read the bottom line.", "What is written at the bottom?"),
@@ -104,5 +106,5 @@ def box_text(box: Box, side: int) -> str:
     return "[[" + ",".join(str(round(v / side * 1000)) for v in box) + "]]"
 
 
-def find(rng: Random, noun: str, box: Box, side: int) -> Question:
-    return ask(rng, "find", "find", f"<ref>{noun}</ref><box>{box_text(box, side)}</box>", a=noun)
+def find(rng: Random, noun: str, box: Box, side: int, task: str = "find") -> Question:
+    return ask(rng, task, "find", f"<ref>{noun}</ref><box>{box_text(box, side)}</box>", a=noun)

@@ -152,8 +152,8 @@ def motion(rng: Random, clip: Clip) -> Question | None:
     if form == "what":
         return ask(rng, "motion", "what moves", clip.mover.name, clip.mover.accepted)
     if form == "direction":
-        return ask(rng, "motion", "direction", clip.direction)
-    return ask(rng, "motion", "where moves", clip.direction, a=clip.mover.name)
+        return ask(rng, "motion direction", "direction", clip.direction)
+    return ask(rng, "motion direction", "where moves", clip.direction, a=clip.mover.name)
 
 
 PAIR_MAKERS: dict[str, Callable[[Random, Pair], Question | None]] = {"compare": compare}

@@ -12,7 +12,7 @@ from eyespot.train.scenes import canvas, glyphs, questions, split, vocabulary
 from eyespot.train.scenes.questions import ask
 from eyespot.train.scenes.scene import Box, Question
 
-HOW_MANY = {"read": (1, 3), "colour": (1, 1), "position": (2, 3), "find": (2, 3), "describe": (1, 2)}
+HOW_MANY = {"read": (1, 3), "spell": (1, 2), "colour": (1, 1), "position": (2, 3), "find": (2, 3), "describe": (1, 2)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,13 @@ def read(rng: Random, page: Page) -> Question | None:
     if len(page.lines) > 1 and rng.random() < 0.5:
         which, line = rng.choice((("read top", page.lines[0]), ("read bottom", page.lines[-1])))
         return ask(rng, "read", which, line.text)
-    return ask(rng, "read", "read", " ".join(line.text for line in page.lines))
+    text = " ".join(line.text for line in page.lines)
+    return ask(rng, "read word" if text.isalpha() else "read", "read", text)
+
+
+def spell(rng: Random, page: Page) -> Question | None:
+    """A lesson: letter by letter, for a word may be one token."""
+    return ask(rng, "spell", "spell", " / ".join(" ".join(line.text) for line in page.lines))
 
 
 def colour(rng: Random, page: Page) -> Question | None:
@@ -117,12 +123,13 @@ def position(rng: Random, page: Page) -> Question | None:
 
 def find(rng: Random, page: Page) -> Question | None:
     line = rng.choice(page.lines)
-    return questions.find(rng, line.text, line.box, page.image.width)
+    return questions.find(rng, line.text, line.box, page.image.width, "find word")
 
 
 MAKERS: dict[str, Maker] = {
     "describe": describe,
     "read": read,
+    "spell": spell,
     "colour": colour,
     "position": position,
     "find": find,

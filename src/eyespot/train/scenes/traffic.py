@@ -45,11 +45,15 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Road, str, bool
         if split.layout_fits(which, key):
             break
     cameras = {view: _road(rng) for view in VIEWS}
-    kinds = rng.sample(EMOJI, rng.randint(1, 3)) if rng.random() < 0.5 else list(EMOJI)
+    few = rng.randint(1, 3) if rng.random() < 0.5 else len(views)
+    while True:
+        shown = rng.choices(rng.sample(EMOJI, few), k=len(views))
+        novel = split.novel(vocabulary.name(char) for char in shown)
+        if which == "test" or not novel:
+            break
     seen: dict[str, tuple[str, Box]] = {}
     scale = 3 * side / (COLUMNS * CELL[0])
-    for view, (x, size) in spots.items():
-        char = rng.choice(kinds)
+    for (view, (x, size)), char in zip(spots.items(), shown, strict=True):
         sprite = glyphs.emoji(char, int(size * CAMERA[1]) // 2 * 2, 0)
         left = round(x * CAMERA[0] - sprite.width / 2)
         top = CAMERA[1] - sprite.height - rng.randint(2, 6)
@@ -60,7 +64,7 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Road, str, bool
         x1, y1, x2, y2 = (round((c + v) * scale) for c, v in zip(corner, grown, strict=True))
         seen[view] = (vocabulary.name(char), (x1, y1, x2, y2))
     image = stitch(cameras).resize((3 * side, side), Image.Resampling.BICUBIC)
-    return Road(image, seen), key, False
+    return Road(image, seen), key, novel
 
 
 def _road(rng: Random) -> Image.Image:

@@ -1,0 +1,97 @@
+"""The model in the package: what a new user meets first. Its scores are measured by `eyespot eval`, not here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import eyespot
+from eyespot import boxes
+from eyespot.checkpoint import local, open_checkpoint
+from eyespot.cli.demo import FIND, MODEL, PICTURE, QUESTIONS
+from eyespot.compile import Options, compile_model
+from eyespot.errors import UsageError
+from eyespot.run.draw import draw
+from test_evaluate import run
+
+MOST_BYTES = 24 << 20
+pytestmark = pytest.mark.skipif(not local(MODEL).exists(), reason="eyespot-nano is still being trained")
+
+
+def test_the_package_holds_a_small_whole_model_with_its_card() -> None:
+    folder = local(MODEL)
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= MOST_BYTES
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", PICTURE} <= {
+        f.name for f in folder.iterdir()
+    }
+    assert open_checkpoint(MODEL).config["architectures"] == ["InternVLForConditionalGeneration"]
+
+
+def test_a_folder_of_that_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / MODEL).mkdir()
+    assert local(MODEL) == Path(MODEL)
+    with pytest.raises(UsageError, match=MODEL):
+        open_checkpoint("eyespot-nona")
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "drawn.png"
+    assert run("demo", "-o", out, "-t", 1, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [a["question"] for a in told["answers"]] == [*QUESTIONS, f"Detect <ref>{FIND}</ref>"]
+    assert all(a["image_tokens"] == 25 and a["timings"]["first_token_s"] > 0 for a in told["answers"])
+    with Image.open(local(MODEL) / PICTURE) as picture, Image.open(out) as drawn:
+        size = picture.size
+        assert drawn.size == size
+        assert drawn.tobytes() != picture.convert("RGB").tobytes()
+    for found, (label, box) in zip(told["boxes"], boxes.labelled(told["answers"][-1]["text"], size), strict=True):
+        assert (found["label"], tuple(found["box"])) == (label, box)
+    assert run("demo", "-o", tmp_path / "none" / "x.png", "-t", 1) == 2
+    assert run("demo", "--image", tmp_path / "none.png") == 2
+    assert run("demo", "-o", tmp_path / "x.xyz", "-t", 1) == 2
+
+
+def test_demo_answers_right_what_the_readme_shows(tmp_path: Path) -> None:
+    compile_model(open_checkpoint(MODEL), tmp_path / "b", Options())
+    with eyespot.load(tmp_path / "b", threads=1) as model:
+        answers = [
+            model.generate(q, images=[local(MODEL) / PICTURE], temperature=0.0, max_tokens=32).text
+            for q in (*QUESTIONS[1:], f"Detect <ref>{FIND}</ref>")
+        ]
+    assert answers[:2] == ["2", "left"]
+    ((label, (x1, y1, x2, y2)),) = boxes.labelled(answers[2], (448, 448))
+    assert label == FIND
+    assert abs((x1 + x2) / 2 - 107) < 40  # the cat's middle
+    assert abs((y1 + y2) / 2 - 134) < 40
+
+
+def test_eval_of_the_float_model_and_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same questions, pixels and prompt through transformers and through the engine."""
+    assert run("scenes", tmp_path / "set", "-n", 12, "--split", "validation", "--seed", 3, "--json") == 0
+    capsys.readouterr()
+    out = tmp_path / "out"
+    assert (
+        run("eval", MODEL, "--scheme", "f32", "--data", tmp_path / "set", "-o", out, "-t", 1, "--json", "-n", 24) == 0
+    )
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [m["model"] for m in models] == [f"{MODEL}-float", f"{MODEL}-f32"]
+    said = []
+    for model in models:
+        rows = (out / model["model"] / "set.jsonl").read_text().splitlines()[1:]
+        said.append([json.loads(row)["prediction"] for row in rows])
+    assert len(said[0]) == 12
+    assert said[0] == said[1]
+
+
+def test_boxes_are_drawn_where_they_are_and_labelled() -> None:
+    blank = Image.new("RGB", (200, 100), "white")
+    drawn = draw(blank, [("cat", (20, 40, 80, 90)), ("", (150, -5, 260, 300))])
+    assert blank.getpixel((20, 40)) == (255, 255, 255)
+    assert drawn.getpixel((20, 60)) != (255, 255, 255)
+    assert drawn.getpixel((50, 65)) == (255, 255, 255)
+    assert drawn.getpixel((150, 50)) not in ((255, 255, 255), drawn.getpixel((20, 60)))
+    assert any(drawn.getpixel((x, y)) != (255, 255, 255) for x in range(20, 50) for y in range(25, 38))
