@@ -449,3 +449,11 @@ def test_the_verb_says_no_in_a_line(questions: Path, tmp_path: Path, capsys: pyt
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "same name" in errors[0]
+
+
+def test_a_model_that_is_not_there_is_told_in_a_line(
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("x" * 300, str(tmp_path / "none"), "eyespot-nona"):
+        assert run("eval", name, "--data", questions, "-o", tmp_path / "o") in (1, 2)
+        assert len(capsys.readouterr().err.splitlines()) == 1

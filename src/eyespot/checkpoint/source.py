@@ -55,8 +55,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 def local(source: str | Path) -> Path:
     """Where an embedded model lies, unless something of its name lies here; any other source as a path."""
-    path = Path(source)
-    return path if path.exists() else EMBEDDED.get(str(source), path)
+    path, embedded = Path(source), EMBEDDED.get(str(source))
+    return path if embedded is None or path.exists() else embedded
 
 
 def _open_file(path: Path) -> Checkpoint:

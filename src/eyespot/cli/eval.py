@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def _contestants(model: str, schemes: Sequence[str], out: Path) -> Iterator[tupl
     path = local(model)
     whole = path.resolve()
     name = whole.parent.name if whole.name == "model" else whole.name  # a stage leaves OUTPUT_DIR/model
-    if (path / MANIFEST).is_file() or not path.exists():  # load() tells what is wrong with neither
+    if os.path.isfile(path / MANIFEST) or not os.path.exists(path):  # load() tells what is wrong with neither
         yield name, path
         return
     yield f"{name}-float", path
@@ -90,7 +91,7 @@ def _contestants(model: str, schemes: Sequence[str], out: Path) -> Iterator[tupl
 @contextmanager
 def opened(path: Path, max_tokens: int, threads: int) -> Iterator[tuple[Generate, str]]:
     """generate(messages) of the model at `path`, at temperature 0, and what tells its answers from another's."""
-    if path.exists() and not (path / MANIFEST).is_file():
+    if os.path.exists(path) and not os.path.isfile(path / MANIFEST):
         from eyespot.checkpoint import open_checkpoint
         from eyespot.cli.extras import needs
 
