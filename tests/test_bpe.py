@@ -239,7 +239,9 @@ def test_a_form_that_differs_is_dropped_with_a_warning(tensor: str, monkeypatch:
     table = tabulate(json.loads(data), library(data))
     assert table is not None
     wrong = table[0][tensor].copy()
-    wrong[[0, 1] if tensor == "added" else [70, 71]] = wrong[[1, 0] if tensor == "added" else [71, 70]]
+    # Two neighbours may be swapped without harm where the vocabulary happens to be such: first and last merge may not.
+    one, two = {"added": (0, 1), "merges": (0, -1)}.get(tensor, (70, 71))
+    wrong[[one, two]] = wrong[[two, one]]
     monkeypatch.setattr("eyespot.bundle.byte_bpe.tabulate", lambda *_: ({**table[0], tensor: wrong}, table[1]))
     warnings: list[str] = []
     assert proof.fast_form(data, library(data), warnings) is None
