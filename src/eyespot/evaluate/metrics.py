@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from eyespot.evaluate.vqa_words import normalise
+from eyespot.evaluate.vqa_words import evalai, normalise
 
 Metric = Callable[[str, Sequence[str]], float]
 
@@ -77,11 +77,19 @@ def _number(text: str) -> float | None:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over the answers left out one at a time of min(1, matches / 3) (Antol et al. 2015; TextVQA).
+    """Mean over the answers left out one at a time of min(1, matches / 3) (Antol et al. 2015).
 
     Both sides are normalised as the official script does. Fewer than two answers: equality.
     """
-    said, right = normalise(prediction), [normalise(answer) for answer in answers]
+    return _agreement(normalise(prediction), [normalise(answer) for answer in answers])
+
+
+def textvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """vqa_accuracy with the words made alike as TextVQA's evaluator does (Singh et al. 2019)."""
+    return _agreement(evalai(prediction), [evalai(answer) for answer in answers])
+
+
+def _agreement(said: str, right: Sequence[str]) -> float:
     matches = right.count(said)
     if len(right) < 2:
         return float(matches > 0)
@@ -168,6 +176,7 @@ METRICS: dict[str, Metric] = {
     "anls": anls,
     "relaxed_accuracy": relaxed_accuracy,
     "vqa_accuracy": vqa_accuracy,
+    "textvqa_accuracy": textvqa_accuracy,
     "option_letter": option_letter,
     "contains": contains,
     "iou_at_half": iou_at_half,

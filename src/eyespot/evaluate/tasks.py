@@ -38,7 +38,7 @@ TASKS = {
     "docvqa": Task("anls", SHORT_ANSWER),
     "infovqa": Task("anls", SHORT_ANSWER),
     "chartqa": Task("relaxed_accuracy", SHORT_ANSWER),
-    "textvqa": Task("vqa_accuracy", SHORT_ANSWER),
+    "textvqa": Task("textvqa_accuracy", SHORT_ANSWER),
     "vqa": Task("vqa_accuracy", SHORT_ANSWER),
     "ocrbench": Task("contains"),
     "ai2d": Task("option_letter"),

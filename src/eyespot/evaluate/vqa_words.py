@@ -34,6 +34,12 @@ _THOUSANDS = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 
 
+def evalai(answer: str) -> str:
+    """As `normalise`, after what TextVQA's evaluator does to words first: commas and question marks vanish, 's stands
+    alone. Source: EvalAIAnswerProcessor of the MMF project."""
+    return normalise(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
+
+
 def normalise(answer: str) -> str:
     """Lower case, no articles or full stops, digits for number words, apostrophes mended, punctuation gone.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from eyespot import tensorfile
 from eyespot.errors import EyespotError
 from eyespot.tensorfile import TensorFile, read_json
+from eyespot.train.data.write import sync
 from eyespot.train.recipe import Recipe, as_json
 from eyespot.train.streams import State
 
@@ -56,7 +57,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         for file in part.iterdir():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
-        _sync(part)
+        sync(part)
         if path.exists():
             old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
@@ -65,19 +66,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(part, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise EyespotError(f"{path} cannot be written ({error.strerror or error})", cause="the disk is full?") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def whole(tensor: Tensor) -> Tensor:

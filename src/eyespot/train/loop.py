@@ -93,6 +93,7 @@ def fit(recipe: Recipe, objective: Objective, data: Dataset, max_length: int, ac
     total = packs_each * acc.num_processes
     steps = recipe.max_steps or max(1, math.ceil(recipe.num_train_epochs * len(data) / total))
     newest = next(reversed(checkpointing.checkpoints(out)), None)
+    _agree(acc, newest)
     at = Progress(streams={n: State() for n in range(total)}, samples=len(data))
     if newest is not None:
         at = checkpointing.progress(newest, recipe, total)
@@ -121,6 +122,17 @@ def fit(recipe: Recipe, objective: Objective, data: Dataset, max_length: int, ac
     packs = load(streams, own, {n: at.streams[n] for n in own}, recipe.dataloader_num_workers)
     run = _Run(recipe, objective, optimizer, acc, steps, packs, list(own))
     return run.to_the_end(at, newest, watch)
+
+
+def _agree(acc: Accelerator, newest: Path | None) -> None:
+    """EyespotError when processes would go on from different checkpoints."""
+    if acc.num_processes > 1:
+        named: list[Any] = [None] * acc.num_processes
+        torch.distributed.all_gather_object(named, newest and newest.name)
+        if len(set(named)) > 1:
+            found = ", ".join(str(name or "none") for name in dict.fromkeys(named))
+            raise EyespotError("processes see different checkpoints", found=found,
+                               expected="an output_dir that all machines share")  # fmt: skip
 
 
 def _longest(recipe: Recipe, model: int) -> int:

@@ -78,7 +78,8 @@ def open_model(path: Path, max_tiles: int | None = None) -> Loaded:
     if missing := sorted(info["missing_keys"]):
         raise EyespotError(f"{path}: {len(missing)} tensors are missing", found=", ".join(missing[:4]))
     vlm.config.use_cache = False
-    return Loaded(vlm, View(encoder, eye), checkpoint.files, built.program.info.max_position)
+    longest = built.program.info.max_position
+    return Loaded(vlm, View(encoder, eye, max_length=longest), checkpoint.files, longest)
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def part(name: str) -> str:
 
 
 def prepare(loaded: Loaded, recipe: Recipe, frozen: Mapping[str, bool]) -> None:
-    """Freezes parts, puts in adapters and gradient checkpoints. frozen: part -> whether its own weights stay."""
+    """Freezes parts, puts in adapters and gradient checkpoints, compiles. frozen: part -> whether its own weights stay."""
     vlm, ranks = loaded.vlm, {"llm": recipe.use_llm_lora, "backbone": recipe.use_backbone_lora}
     if recipe.vision_select_layer is not None:
         layers = vlm.config.vision_config.num_hidden_layers
@@ -127,6 +128,10 @@ def prepare(loaded: Loaded, recipe: Recipe, frozen: Mapping[str, bool]) -> None:
     for name, parameter in loaded.vlm.named_parameters():
         of = part(name)
         parameter.requires_grad_("lora_" in name or not (frozen[of] or ranks.get(of, 0)))
+    loaded.vlm.set_attn_implementation(recipe.attn_implementation)
+    if recipe.torch_compile:  # in place, so that parameters keep their names
+        loaded.vlm.model.vision_tower.compile()
+        loaded.vlm.model.language_model.compile(dynamic=True)
     if recipe.grad_checkpoint:
         loaded.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not any(p.requires_grad for p in loaded.vlm.parameters()):

@@ -32,7 +32,8 @@ class Batch:
     """Packs as tensors, a row each. Positions begin anew with every sample and with the padding: that keeps them apart.
 
     ids, positions i64 [b, n]; where bool [b, n]: the next token is learned; targets i64 [m]: that token, in the order
-    of `where`; weights f32 [m]; tiles u8 [t, s, s, 3]. tokens: those that are no padding.
+    of `where`; weights f32 [m]; tiles u8 [t, s, s, 3]. tokens: those that are no padding. patches i16 [t, ...]: where
+    the view labels them.
     """
 
     ids: Tensor
@@ -42,9 +43,10 @@ class Batch:
     weights: Tensor
     tiles: Tensor
     tokens: int
+    patches: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        names = ("ids", "positions", "where", "targets", "weights", "tiles")
+        names = ("ids", "positions", "where", "targets", "weights", "tiles", "patches")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
@@ -70,9 +72,11 @@ def collate(rows: Sequence[Sequence[Seen]], reduction: str) -> Batch:
         tokens += at
         positions[r, at:] = np.arange(longest - at)
     tiles = np.concatenate([seen.tiles for row in rows for seen in row])
+    labelled = [seen.patches for row in rows for seen in row if seen.patches is not None]
+    patches = torch.from_numpy(np.concatenate(labelled)) if labelled else torch.empty(0, dtype=torch.int16)
     return Batch(
         torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(where), torch.tensor(targets),
-        torch.tensor(weights, dtype=torch.float32), torch.from_numpy(tiles), tokens,
+        torch.tensor(weights, dtype=torch.float32), torch.from_numpy(tiles), tokens, patches,
     )  # fmt: skip
 
 

@@ -106,7 +106,7 @@ class ModelConfig:
 class Recipe:
     """One stage. Where a key is None or 0 the stage or the model decides. docs/training.md explains every key."""
 
-    stage: Literal["create", "distil", "align", "tune", "transfer"]
+    stage: Literal["create", "distil", "label", "align", "tune", "transfer"]
     output_dir: Path
 
     model_name_or_path: Path | None = None
@@ -147,6 +147,8 @@ class Recipe:
     max_steps: CountOrNone = 0
     bf16: Literal["auto", True, False] = "auto"
     grad_checkpoint: bool = False
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    torch_compile: bool = False
     seed: CountOrNone = 42
 
     teacher_model_name_or_path: Path | None = None

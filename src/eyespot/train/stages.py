@@ -1,4 +1,4 @@
-"""The stages in order: create, distil, align, tune, transfer. Each takes a checkpoint and leaves one, at OUT/model.
+"""The stages in order: create, distil or label, align, tune, transfer. Each takes a checkpoint and leaves one, at OUT/model.
 
 Knows what a stage freezes and what it minimizes; the loop, the objectives and the files have modules of their own.
 """
@@ -20,6 +20,7 @@ from eyespot.train.data.write import atomic
 from eyespot.train.distill import Features, Logits, open_tower, pair_layers
 from eyespot.train.export import export
 from eyespot.train.journal import plot
+from eyespot.train.label import Labels
 from eyespot.train.loop import Ended, Watch, accelerator, fit
 from eyespot.train.model import Loaded, open_model, prepare
 from eyespot.train.objective import Answers, Objective
@@ -31,6 +32,7 @@ RECIPE = "recipe.json"  # what stage create was asked for
 # Stage -> parts whose weights stay, where the recipe does not say.
 FROZEN = {
     "distil": {"backbone": False, "mlp": True, "llm": True},
+    "label": {"backbone": False, "mlp": True, "llm": True},
     "align": {"backbone": True, "mlp": False, "llm": True},
     "tune": {"backbone": False, "mlp": False, "llm": False},
     "transfer": {"backbone": False, "mlp": False, "llm": False},
@@ -99,10 +101,13 @@ def build(recipe: Recipe) -> tuple[Loaded, Objective]:
     frozen = {part: FROZEN[recipe.stage][part] if asked[part] is None else bool(asked[part]) for part in asked}
     prepare(loaded, recipe, frozen)
     teacher = recipe.teacher_model_name_or_path
+    eyes = recipe.stage in ("distil", "label")
+    if eyes and (not (frozen["mlp"] and frozen["llm"]) or recipe.use_llm_lora):
+        raise EyespotError(f"stage {recipe.stage} teaches the eyes alone", expected="freeze_mlp and freeze_llm")
+    if recipe.stage == "label":
+        return loaded, Labels(loaded)
     if recipe.stage == "distil":
         assert teacher is not None
-        if not (frozen["mlp"] and frozen["llm"]) or recipe.use_llm_lora:
-            raise EyespotError("stage distil teaches the eyes alone", expected="freeze_mlp and freeze_llm")
         tower, eye, layers = open_tower(teacher, recipe.teacher_image_size)
         pairs = pair_layers(recipe, loaded.vlm.config.vision_config.num_hidden_layers, layers)
         return loaded, Features(loaded, tower, eye, pairs, recipe.width_adapter)

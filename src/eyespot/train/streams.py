@@ -7,7 +7,7 @@ nor on how many workers read, and where a stream stands is a number and the few 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from eyespot import images
+from eyespot import images, limits
 from eyespot.errors import EyespotError
+from eyespot.tiling import Tiling
 from eyespot.train.data.encode import IGNORE, Encoder
 from eyespot.train.data.record import BadRecord, Record, checked
 from eyespot.train.data.sets import Dataset, Joined, open_set
@@ -31,19 +32,23 @@ HELD = 4  # samples of a stream that may wait for a pack with room
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How one model reads a record: the student's comes first, a teacher's after it."""
+    """How one model reads a record: the student's comes first, a teacher's after it. label: what patches are to say
+    about a record's marks, i16 [t, ...]; None: nobody asks. max_length: tokens its model takes."""
 
     encoder: Encoder
     eye: Eye
+    label: Callable[[Record, Sequence[Tiling]], npt.NDArray[np.int16]] | None = None
+    max_length: int = limits.CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A record as one model reads it: ids and labels [n]; tiles [t, size, size, 3] of bytes."""
+    """A record as one model reads it: ids and labels [n]; tiles [t, size, size, 3] of bytes; patches: View.label's."""
 
     ids: list[int]
     labels: list[int]
     tiles: npt.NDArray[np.uint8]
+    patches: npt.NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +216,17 @@ class Streams:
 
     def _seen(self, record: Record, view: View, rng: np.random.Generator | None) -> Seen:
         encoded = view.encoder.encode(record)
-        if view is self.views[0] and len(encoded.ids) > self.max_length:
-            what = f"{len(encoded.ids)} tokens, {encoded.image_tokens} of them pictures"
-            raise BadRecord(record.place, [f"{what}, expected at most {self.max_length}"])
+        ours = view is self.views[0]
+        most = self.max_length if ours else view.max_length
+        if len(encoded.ids) > most:
+            what = (
+                f"{len(encoded.ids)} tokens{'' if ours else ' of the teacher'}, {encoded.image_tokens} of them pictures"
+            )
+            raise BadRecord(record.place, [f"{what}, expected at most {most}"])
         if all(label == IGNORE for label in encoded.labels):
             raise BadRecord(record.place, ["nothing to learn: no answer"])
-        return Seen(encoded.ids, encoded.labels, view.eye.tiles(record.images, encoded.tiles, rng))
+        patches = view.label(record, encoded.tiles) if view.label else None
+        return Seen(encoded.ids, encoded.labels, view.eye.tiles(record.images, encoded.tiles, rng), patches)
 
     def _shuffled(self, epoch: int) -> npt.NDArray[np.uint32]:
         """The order of an epoch; two epochs are kept, for streams cross over one by one."""

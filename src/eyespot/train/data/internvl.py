@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eyespot import limits
 from eyespot.train.data import fields
 from eyespot.train.data.record import IMAGE, VIDEO, Place, Record, Video, marked
 
 ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 KNOWN = {"id", "image", "video", "clip", "width", "height", "width_list", "height_list", "conversations"}
+OWN = {"max_dynamic_patch", "data_augment"}  # of a meta file in InternVL; of a row too where eyespot wrote it
 
 
 def read(row: Mapping[str, Any], place: Place, root: Path) -> Record:
@@ -42,7 +44,9 @@ def plain(row: Mapping[str, Any], place: Place, root: Path) -> Record:
         ),
         fields.identity(row),
         place,
-        unused=fields.unused(row, KNOWN),
+        _most(row.get("max_dynamic_patch"), place),
+        row.get("data_augment") is True,
+        unused=fields.unused(row, KNOWN | OWN),
     )
 
 
@@ -59,8 +63,18 @@ def row(record: Record, images: list[str], videos: list[str]) -> dict[str, Any]:
         made["width_list"], made["height_list"] = (list(side) for side in zip(*record.sizes, strict=True))
     if record.videos and record.videos[0].clip is not None:
         made["clip"] = list(record.videos[0].clip)
+    if record.max_dynamic_patch is not None:
+        made["max_dynamic_patch"] = record.max_dynamic_patch
+    if record.data_augment:
+        made["data_augment"] = True
     made["conversations"] = [{"from": words[turn.role], "value": turn.text} for turn in record.turns]
     return made
+
+
+def _most(raw: object, place: Place) -> int | None:
+    if raw is None or (type(raw) is int and 1 <= raw <= limits.TILES):
+        return raw
+    raise fields.bad(place, "max_dynamic_patch", raw, f"1 to {limits.TILES}")
 
 
 def _clip(raw: object, place: Place) -> tuple[float, float] | None:

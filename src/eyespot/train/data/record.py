@@ -49,13 +49,26 @@ class Video:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """What a picture shows in a box: a thing or a letter, and its colour, "" where people would not agree on one.
+
+    box: x1, y1, x2, y2 in pixels of the picture.
+    """
+
+    what: str
+    colour: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One training sample: [system] then user and assistant by turns; the loss is on what the assistant says.
 
     images: in the order of their IMAGE in the text, as `eyespot.images.load` takes them: paths, bytes, PIL images.
     sizes: width and height of each, in pixels, where the row states them. Boxes in the text are in thousandths.
     max_dynamic_patch: most tiles of all its pictures together; None: the recipe's. data_augment: the pixels may be
-    recompressed as JPEG. unused: keys of the row that no reader knows.
+    recompressed as JPEG. unused: keys of the row that no reader knows. marks: all that each picture shows, where that
+    is known: the rest is background.
     """
 
     turns: tuple[Turn, ...]
@@ -67,6 +80,7 @@ class Record:
     max_dynamic_patch: int | None = None
     data_augment: bool = False
     unused: tuple[str, ...] = ()
+    marks: tuple[tuple[Mark, ...], ...] | None = None
 
 
 class BadRecord(EyespotError):

@@ -72,7 +72,8 @@ class Passes:
         if not 0 <= index < self.count:
             raise IndexError(index)
         found = self.inner[index % len(self.inner)]
-        return replace(found, data_augment=self.data_augment, max_dynamic_patch=self.max_dynamic_patch)
+        most = found.max_dynamic_patch if self.max_dynamic_patch is None else self.max_dynamic_patch
+        return replace(found, data_augment=self.data_augment or found.data_augment, max_dynamic_patch=most)
 
 
 @dataclass(frozen=True)

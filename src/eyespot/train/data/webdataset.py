@@ -55,6 +55,8 @@ class Shards:
                 if parts and stem != key:
                     break
                 key = stem
+                if len(parts) > limits.IMAGES:
+                    raise BadRecord(Place(str(path), key), [f"more than {limits.IMAGES} members"])
                 parts[kind] = _content(data, member, kind, Place(str(path), key))
         return record(parts, Place(str(path), key), path.parent)
 

@@ -15,12 +15,13 @@ from typing import IO, TYPE_CHECKING
 from eyespot import images
 from eyespot.errors import EyespotError
 from eyespot.train.data import internvl
-from eyespot.train.data.record import Record
+from eyespot.train.data.record import BadRecord, Record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from eyespot.images import Source
+    from eyespot.train.data.sets import Skipped
 
 JPEG_QUALITY = 95
 
@@ -36,21 +37,38 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        sync(path.parent)
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
 
 
-def write_jsonl(records: Iterable[Record], out: Path) -> int:
+def sync(directory: Path) -> None:
+    """A name is on the disk when its directory is."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_jsonl(records: Iterable[Record], out: Path, skipped: Skipped | None = None) -> int:
     """Writes records to `out`, and to `NAME_images/` beside it those pictures that are not files. Returns their number;
-    EyespotError when there is none.
+    EyespotError when there is none. skipped: counts records whose pictures cannot be read; None: the first is an error.
 
     Paths are relative to the directory of `out`, so that the two can be moved together with what they point to.
     """
     count = 0
     with atomic(out) as file:
         for record in records:
-            pictures = [_place(picture, out, count, number) for number, picture in enumerate(record.images)]
+            try:
+                pictures = [_place(picture, out, count, number) for number, picture in enumerate(record.images)]
+            except EyespotError as error:
+                bad = BadRecord(record.place, [str(error)])
+                if skipped is None:
+                    raise bad from None
+                skipped.add(bad)
+                continue
             row = internvl.row(record, pictures, [_relative(video.path, out) for video in record.videos])
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             count += 1

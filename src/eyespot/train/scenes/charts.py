@@ -8,6 +8,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
+from eyespot.train.data.record import Mark
 from eyespot.train.scenes import canvas, glyphs, questions, split, vocabulary
 from eyespot.train.scenes.glyphs import RGB, distance
 from eyespot.train.scenes.questions import ask
@@ -15,6 +16,7 @@ from eyespot.train.scenes.scene import Question
 
 MOST = 10  # the axis ends here
 LABELS = ("A", "B", "C", "D", "E", "F", "K", "M", "N", "P", "R", "T", "X", "Y")
+BAR = "bar"  # what a Mark calls one
 LABEL = 0.075  # of the side: em of the labels, 12 pixels of 160
 
 
@@ -27,8 +29,11 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
+    """marks: its bars, and the letters and digits beside them."""
+
     image: Image.Image
     bars: tuple[Bar, ...]
+    marks: tuple[Mark, ...]
 
 
 Maker = Callable[[Random, Chart], Question | None]
@@ -48,6 +53,15 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, boo
     image = Image.new("RGB", (side, side), ground)
     pen = ImageDraw.Draw(image)
     x0, y0, y1, x1 = round(left * side), round(top * side), round(bottom * side), round(0.97 * side)
+    marks: list[Mark] = []
+
+    def write(at: tuple[float, float], text: str, anchor: str) -> None:
+        pen.text(at, text, font=small, fill=dark, anchor=anchor)
+        x, top, right, bottom = pen.textbbox(at, text, font=small, anchor=anchor)
+        each = (right - x) / len(text)
+        shade = "black" if sum(dark) < 380 else "white"
+        marks.extend(Mark(c, shade, (x + i * each, top, x + (i + 1) * each, bottom)) for i, c in enumerate(text))
+
     small = glyphs.font(glyphs.LABEL_FONT, max(9, round(LABEL * side)))
     unit, printed = (y1 - y0) / MOST, rng.random() < 0.65
     step = 2 if not printed else 5
@@ -55,7 +69,7 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, boo
         y = round(y1 - tick * unit)
         faint = tuple(round(0.8 * g + 0.2 * d) for g, d in zip(ground, dark, strict=True))
         pen.line((x0, y, x1, y), fill=dark if tick == 0 else faint)
-        pen.text((x0 - 3, y), str(tick), font=small, fill=dark, anchor="rm")
+        write((x0 - 3, y), str(tick), "rm")
     pen.line((x0, y0, x0, y1), fill=dark)
     room = (x1 - x0) / count
     labels, bars = rng.sample(LABELS, count), []
@@ -65,11 +79,12 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, boo
         middle, half = x0 + room * (i + 0.5), room * 0.33
         box = (round(middle - half), round(y1 - value * unit), round(middle + half), y1)
         pen.rectangle(box, fill=canvas.near(rng, vocabulary.COLOURS[shade], vocabulary.STRAY))
-        pen.text((middle, y1 + 3), label, font=small, fill=dark, anchor="mt")
+        marks.append(Mark(BAR, shade, box))
+        write((middle, y1 + 3), label, "mt")
         if printed:
-            pen.text((middle, box[1] - 2), str(value), font=small, fill=dark, anchor="mb")
+            write((middle, box[1] - 2), str(value), "mb")
         bars.append(Bar(label, value, shade))
-    return Chart(image, tuple(bars)), key, False
+    return Chart(image, tuple(bars), tuple(marks)), key, False
 
 
 def value(rng: Random, chart: Chart) -> Question | None:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from eyespot.errors import UsageError
+from eyespot.train.data.record import Mark
 from eyespot.train.scenes import canvas, charts, objects, sequences, texts, traffic
 from eyespot.train.scenes.scene import Question, Scene
 from eyespot.train.scenes.split import SPLITS
@@ -20,18 +21,20 @@ from eyespot.train.scenes.split import SPLITS
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """draw(rng, split, side, task) -> (view, layout key, novel). makers: task -> question about a view, or None."""
+    """draw(rng, split, side, task) -> (view, layout key, novel). makers: task -> question about a view, or None.
+    marks: what stands where in each of its pictures, where that is known."""
 
     draw: Callable[[Random, str, int, str], tuple[Any, str, bool]]
     makers: Mapping[str, Callable[[Random, Any], Question | None]]
     pictures: Callable[[Any], tuple[Image.Image, ...]]
     frames: bool = False
+    marks: Callable[[Any], tuple[tuple[Mark, ...], ...]] | None = None
 
 
 KINDS = {
-    "objects": Kind(objects.draw, objects.MAKERS, lambda view: (view.image,)),
-    "text": Kind(texts.draw, texts.MAKERS, lambda page: (page.image,)),
-    "chart": Kind(charts.draw, charts.MAKERS, lambda chart: (chart.image,)),
+    "objects": Kind(objects.draw, objects.MAKERS, lambda view: (view.image,), marks=lambda view: (view.marks,)),
+    "text": Kind(texts.draw, texts.MAKERS, lambda page: (page.image,), marks=lambda page: (page.marks,)),
+    "chart": Kind(charts.draw, charts.MAKERS, lambda chart: (chart.image,), marks=lambda chart: (chart.marks,)),
     "pair": Kind(sequences.draw_pair, sequences.PAIR_MAKERS, lambda pair: pair.images),
     "road": Kind(traffic.draw, traffic.MAKERS, lambda road: (road.image,)),
     "clip": Kind(sequences.draw_clip, sequences.CLIP_MAKERS, lambda clip: clip.images, frames=True),
@@ -97,7 +100,9 @@ class Scenes:
             if first is not None:
                 break
         asked = [first, *self._more(rng, kind, view, first)]
-        return Scene(f"{self.split}-{self.seed}-{index}", kind.pictures(view), tuple(asked), layout, novel, kind.frames)
+        marks = kind.marks(view) if kind.marks else None
+        name = f"{self.split}-{self.seed}-{index}"
+        return Scene(name, kind.pictures(view), tuple(asked), layout, novel, kind.frames, marks)
 
     def _more(self, rng: Random, kind: Kind, view: Any, first: Question) -> Iterator[Question]:
         """Further questions, none about what was asked already."""

@@ -195,6 +195,14 @@ def _extent(words: str, face: str) -> tuple[float, float, float, float]:
     return font(face, 100).getbbox(words)
 
 
+@lru_cache(1 << 14)
+def ends(words: str, face: str) -> tuple[float, ...]:
+    """Where each letter of a line ends, in shares of its width."""
+    used = font(face, 100)
+    whole = used.getlength(words)
+    return tuple(used.getlength(words[: i + 1]) / whole for i in range(len(words)))
+
+
 def text(words: str, face: str, colour: RGB, width: int, height: int, angle: int = 0) -> Sprite:
     """A line of text in one colour, as large as fits into width x height pixels before it is turned."""
     left, top, right, bottom = _extent(words, face)

@@ -12,6 +12,7 @@ from random import Random
 
 from PIL import Image
 
+from eyespot.train.data.record import Mark
 from eyespot.train.scenes import canvas, questions, split, things, vocabulary
 from eyespot.train.scenes.questions import ask
 from eyespot.train.scenes.scene import Question
@@ -31,6 +32,10 @@ class View:
     @property
     def counts(self) -> Counter[str]:
         return Counter(item.thing.name for item in self.items)
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        return tuple(Mark(item.thing.noun, item.thing.colour, item.box) for item in self.items)
 
     def single(self, rng: Random) -> Item | None:
         """A thing that is there once."""
@@ -177,12 +182,12 @@ def corner(rng: Random, view: View) -> Question | None:
 
 def find(rng: Random, view: View) -> Question | None:
     item = view.single(rng)
-    return None if item is None else questions.find(rng, item.thing.name, item.box, view.image.width)
+    return None if item is None else questions.find(rng, item.thing.name, item.box, view.image.size)
 
 
 def region(rng: Random, view: View) -> Question | None:
     item = rng.choice(view.items)
-    where = questions.box_text(item.box, view.image.width)
+    where = questions.box_text(item.box, view.image.size)
     return ask(rng, "region", "region", item.thing.name, item.thing.accepted, box=where)
 
 

@@ -1,12 +1,13 @@
 """How each task asks, in several wordings, and the small helpers that make a Question. Knows words, not pictures.
 
-{a}, {b}: nouns; {s}: a plural; {box}: [[x1,y1,x2,y2]] on 0 to 1000.
+{a}, {b}: nouns; {s}: a plural; {box}: <box>[[x1,y1,x2,y2]]</box> on 0 to 1000.
 """
 
 from __future__ import annotations
 
 from random import Random
 
+from eyespot import boxes
 from eyespot.train.scenes import vocabulary
 from eyespot.train.scenes.scene import LETTERS, Box, Question
 
@@ -52,9 +53,9 @@ ASK = {
         "Please provide the bounding box coordinate of the region this sentence describes: <ref>{a}</ref>",
     ),
     "region": (
-        "What object is in this location<box>{box}</box>",
-        "What is in <box>{box}</box>?",
-        "Name the object at <box>{box}</box>",
+        "What object is in this location{box}",
+        "What is in {box}?",
+        "Name the object at {box}",
     ),
     "choice": ("What is in the picture?", "Which of these do you see?", "Which object is shown?"),
     "which picture": ("Which picture shows {p}?", "In which picture do you see {p}?", "Which picture has {p}?"),
@@ -101,10 +102,10 @@ def choice(rng: Random, wording: str, right: str, wrong: list[str]) -> Question:
     return Question("choice", question, LETTERS[options.index(right)], options=tuple(options))
 
 
-def box_text(box: Box, side: int) -> str:
-    """[[x1,y1,x2,y2]] on 0 to 1000."""
-    return "[[" + ",".join(str(round(v / side * 1000)) for v in box) + "]]"
+def box_text(box: Box, size: boxes.Size) -> str:
+    """<box>[[x1,y1,x2,y2]]</box> of a box in pixels of a picture of `size`."""
+    return boxes.write([boxes.to_thousandths(box, size)])
 
 
-def find(rng: Random, noun: str, box: Box, side: int, task: str = "find") -> Question:
-    return ask(rng, task, "find", f"<ref>{noun}</ref><box>{box_text(box, side)}</box>", a=noun)
+def find(rng: Random, noun: str, box: Box, size: boxes.Size, task: str = "find") -> Question:
+    return ask(rng, task, "find", boxes.ref(noun) + box_text(box, size), a=noun)

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from eyespot.train.data.record import Place, Record, Turn
+from eyespot.train.data.record import Mark, Place, Record, Turn
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels, x2 and y2 past the end
 
@@ -41,7 +41,7 @@ class Scene:
     """pictures: one; or two to compare; or the frames of a clip (frames=True). questions: about all of them.
 
     layout: where things stand, the key that decides the split. novel: shows what training never does: a pair of emoji
-    kept back, or such a word.
+    kept back, or such a word. marks: what each picture shows and where; None where nobody wrote it down.
     """
 
     id: str
@@ -50,6 +50,7 @@ class Scene:
     layout: str
     novel: bool
     frames: bool = False
+    marks: tuple[tuple[Mark, ...], ...] | None = None
 
     def placeholders(self) -> str:
         """What stands before the first question, as InternVL writes it."""
@@ -60,9 +61,8 @@ class Scene:
 
     def record(self) -> Record:
         """The training sample: every question a turn, the pictures as they are in memory."""
-        return Record(
-            tuple(Turn(*said) for said in self._talk(self.questions)), self.pictures, id=self.id, place=Place(self.id)
-        )
+        talk = tuple(Turn(*said) for said in self._talk(self.questions))
+        return Record(talk, self.pictures, id=self.id, place=Place(self.id), marks=self.marks)
 
     def rows(self, files: Sequence[str]) -> Iterator[dict[str, Any]]:
         """InternVL's jsonl, a row for every question, each with what an evaluation wants beside the conversation.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
 from PIL import Image
 
+from eyespot.train.data.record import Mark
 from eyespot.train.scenes import canvas, glyphs, questions, split, vocabulary
 from eyespot.train.scenes.questions import ask
 from eyespot.train.scenes.scene import Box, Question
@@ -17,9 +18,20 @@ HOW_MANY = {"read": (1, 3), "spell": (1, 2), "colour": (1, 1), "position": (2, 3
 
 @dataclass(frozen=True, slots=True)
 class Line:
+    """ends: where each letter ends, in shares of the line's width."""
+
     text: str
     colour: str
     box: Box
+    ends: tuple[float, ...]
+
+    @property
+    def marks(self) -> Iterator[Mark]:
+        """Each letter; of a line at an angle, about where it is."""
+        left, top, right, bottom = self.box
+        edges = [left + share * (right - left) for share in (0.0, *self.ends)]
+        for letter, x1, x2 in zip(self.text, edges, edges[1:], strict=False):
+            yield Mark(letter, self.colour, (x1, top, x2, bottom))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +40,10 @@ class Page:
 
     image: Image.Image
     lines: tuple[Line, ...]
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        return tuple(mark for line in self.lines for mark in line.marks)
 
 
 Maker = Callable[[Random, Page], Question | None]
@@ -47,7 +63,8 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Page, str, bool
         left = min(max(round(x * side - sprite.width / 2), 0), side - sprite.width)
         top = min(max(round(y * side - sprite.height / 2), 0), side - sprite.height)
         sprite.paste(image, left, top)
-        lines.append(Line(words, colour, (left, top, left + sprite.width, top + sprite.height)))
+        box = (left, top, left + sprite.width, top + sprite.height)
+        lines.append(Line(words, colour, box, glyphs.ends(words, face)))
     return Page(image, tuple(lines)), key, any(split.held_out_word(line.text) for line in lines)
 
 
@@ -123,7 +140,7 @@ def position(rng: Random, page: Page) -> Question | None:
 
 def find(rng: Random, page: Page) -> Question | None:
     line = rng.choice(page.lines)
-    return questions.find(rng, line.text, line.box, page.image.width, "find word")
+    return questions.find(rng, line.text, line.box, page.image.size, "find word")
 
 
 MAKERS: dict[str, Maker] = {

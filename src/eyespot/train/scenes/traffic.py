@@ -97,10 +97,7 @@ def traffic(rng: Random, road: Road) -> Question | None:
     if form == "which camera" and single is not None:
         return ask(rng, "traffic", "which camera", camera(single), (single,), a=road.seen[single][0])
     if form == "find" and single is not None:
-        name, (x1, y1, x2, y2) = road.seen[single]
-        width, height = road.image.size
-        box = ",".join(str(round(1000 * v)) for v in (x1 / width, y1 / height, x2 / width, y2 / height))
-        return ask(rng, "traffic find", "find", f"<ref>{name}</ref><box>[[{box}]]</box>", a=name)
+        return questions.find(rng, *road.seen[single], road.image.size, "traffic find")
     if form == "what sees":
         view = rng.choice(VIEWS)
         return ask(rng, "traffic", "what sees", road.seen[view][0] if view in road.seen else "nothing", a=camera(view))
