@@ -408,7 +408,7 @@ def test_the_largest_picture_fits_the_default_context(tmp_path: Path, change: di
     assert bundle.settings.ctx_size == bundle.program.ctx == ctx
     rule = bundle.settings.image
     assert rule is not None
-    picture = (rule.max_tiles + rule.thumbnail) * rule.tokens_per_tile
+    picture = rule.resolution.most()
     assert ctx == 1500 or 768 <= ctx - picture < 768 + 256
     compile_model(checkpoint, tmp_path / "b", Options(ctx_size=77))
     assert open_bundle(tmp_path / "b").program.ctx == 77

@@ -16,6 +16,7 @@ from eyespot.bundle import open_bundle
 from eyespot.checkpoint import open_checkpoint
 from eyespot.compile import Options, compile_model
 from eyespot.errors import EyespotError
+from eyespot.resolution import InternVL
 from eyespot.run.processor import load_processor
 from test_processor import noise
 
@@ -112,7 +113,7 @@ def test_pictures_are_cut_as_the_checkpoint_says(case: str, nested: bool, tmp_pa
     for size in ((200, 120), (31, 400), (56, 56)):
         picture = images.load(noise(*size))
         expected = np.stack(truth(picture.image, return_tensors="np")["pixel_values"])
-        found = processor.pixels(picture, processor.tiling(picture))
+        found = processor.pixels(picture, processor.cut(picture))
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() < 1e-5
 
@@ -123,7 +124,7 @@ def test_a_size_that_makes_the_models_tokens_is_taken(tmp_path: Path) -> None:
     assert result.warnings == ()
     bundle = open_bundle(tmp_path / "b")
     assert bundle.settings.image is not None
-    assert (bundle.settings.image.size, bundle.settings.image.tokens_per_tile) == (84, 9)
+    assert bundle.settings.image.resolution == InternVL(84, 9)
     assert bundle.program.info.tile_size == 84
 
 
@@ -181,4 +182,4 @@ def test_the_authors_own_files_keep_their_rule(tmp_path: Path) -> None:
     assert result.warnings == ()
     rule = open_bundle(tmp_path / "b").settings.image
     assert rule is not None
-    assert (list(rule.mean), rule.max_tiles) == (models.MEAN, 12)
+    assert (list(rule.mean), rule.resolution) == (models.MEAN, InternVL(56, 4))

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "eyespot"
-GROUND = {"errors", "limits", "tensorfile", "images", "tiling", "boxes"}
+GROUND = {"errors", "limits", "tensorfile", "images", "resolution", "boxes"}
 ALLOWED = {
     "errors": set(),
     "limits": set(),
     "tensorfile": {"errors", "limits"},
-    "images": {"errors", "limits"},
-    "tiling": set(),
+    "images": {"errors", "limits", "resolution", "boxes"},
+    "resolution": {"errors"},
     "boxes": {"errors"},
     "checkpoint": GROUND,
     "program": GROUND,

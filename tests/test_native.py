@@ -26,10 +26,10 @@ from eyespot.errors import Cancelled, EyespotError, UsageError
 from eyespot.images import Picture, load
 from eyespot.program.op import OPS
 from eyespot.quantize import formats
+from eyespot.resolution import Cut, Fixed
 from eyespot.run.engine import Engine
 from eyespot.run.processor import Placed, Prompt
 from eyespot.run.sequence import Sequence
-from eyespot.tiling import Tiling
 from handmade import IMAGE, SIDE, TILE_TOKENS, VOCAB, Handmade
 
 ISAS = [name for name, runs in _native.isas().items() if runs]
@@ -354,13 +354,13 @@ def test_cancel_while_a_picture_is_prepared(bundle: Callable[..., Handmade]) -> 
         blocks: list[str] = []
         engine.trace(lambda graph, block, value: blocks.append(block))
 
-        def pixels(picture: Picture, cut: Tiling) -> np.ndarray:
+        def pixels(picture: Picture, cut: Cut) -> np.ndarray:
             engine.cancel()
             return TILES[:1]
 
         ids = np.array([1, *[IMAGE] * TILE_TOKENS, 2], np.int32)
         picture = load(Image.new("RGB", (SIDE, SIDE)))
-        placed = Placed(picture, Tiling(1, 1, SIDE, False), start=1, rows=TILE_TOKENS)
+        placed = Placed(picture, Fixed(SIDE, TILE_TOKENS).cut(SIDE, SIDE), start=1, rows=TILE_TOKENS)
         cache = Sequence(engine, pixels)
         with pytest.raises(Cancelled):
             cache.prefill(Prompt("", ids, ids.astype(np.int64), (placed,)), check=lambda: None)

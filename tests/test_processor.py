@@ -1,4 +1,4 @@
-"""Pictures, tiling, pixels, chat templates and tokens: against the model authors' rules, and against hostile input."""
+"""Pictures, pixels, chat templates and tokens: against the model authors' rules, and against hostile input."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import models
-from eyespot import images, limits, tiling
+from eyespot import images, limits
 from eyespot.bundle.read import Bundle, File, Outline
 from eyespot.bundle.settings import ImageRule, SamplingDefaults, Settings
 from eyespot.errors import EyespotError, UsageError
 from eyespot.program import Info
+from eyespot.resolution import InternVL
 from eyespot.run.processor import Processor, load_processor
 from eyespot.run.template import Template
 from eyespot.run.tokenizer import Detokenizer, Tokenizer
 
 RULE = ImageRule(
-    rule="internvl", size=56, min_tiles=1, max_tiles=12, thumbnail=True, mean=tuple(models.MEAN), std=tuple(models.STD),
-    resample="bicubic", tokens_per_tile=4, placeholder="<image>", before="<img>", token="<IMG_CONTEXT>", after="</img>",
+    InternVL(56, 4), tuple(models.MEAN), tuple(models.STD),
+    resample="bicubic", placeholder="<image>", before="<img>", token="<IMG_CONTEXT>", after="</img>",
 )  # fmt: skip
 IDS = models.token_ids(images=True)
 
@@ -185,38 +186,7 @@ def test_mutated_pictures_load_or_are_refused(form: str, seed: int, flips: int) 
     assert picture.width * picture.height <= limits.IMAGE_PIXELS
 
 
-# Tiling and pixels
-
-
-@pytest.mark.parametrize(
-    ("size", "most", "grid"),
-    [
-        ((448, 448), 12, (1, 1)),
-        ((380, 76), 6, (5, 1)),  # the model authors' example
-        ((900, 400), 12, (2, 1)),  # 9:4 is as far from 2:1 as from 5:2; too small for ten tiles
-        ((2250, 1000), 12, (5, 2)),
-        ((800, 600), 12, (4, 3)),
-        ((1, 16_000), 12, (1, 12)),
-    ],
-)
-def test_golden_grids(size: tuple[int, int], most: int, grid: tuple[int, int]) -> None:
-    assert tiling.choose(*size, 448, 1, most) == grid
-
-
-def test_a_single_tile_has_no_thumbnail() -> None:
-    assert tiling.tile(300, 300, 448, 1, 1, True).tiles == 1
-    cut = tiling.tile(800, 600, 10, 1, 12, True)
-    assert (cut.tiles, cut.resized) == (13, (40, 30))
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 4), st.integers(4, 14), st.sampled_from([56, 448]))
-def test_grids_are_those_of_transformers(width: int, height: int, least: int, most: int, side: int) -> None:
-    from transformers.models.got_ocr2 import image_processing_pil_got_ocr2 as truth
-
-    assert list(tiling.grids(least, most)) == truth.get_all_supported_aspect_ratios(least, most)
-    expected = truth.get_optimal_tiled_canvas((height, width), (side, side), least, most)
-    assert tiling.choose(width, height, side, least, most) == expected
+# Pixels
 
 
 @pytest.mark.parametrize("size", [(200, 120), (56, 56), (31, 400), (400, 31), (640, 480)])
@@ -230,7 +200,7 @@ def test_pixels_are_those_of_transformers(size: tuple[int, int], processor: Proc
     picture = noise(*size)
     expected = np.stack(truth(picture, return_tensors="np")["pixel_values"])
     loaded = images.load(picture)
-    found = processor.pixels(loaded, processor.tiling(loaded))
+    found = processor.pixels(loaded, processor.cut(loaded))
     assert found.shape == expected.shape
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() < 1e-5

@@ -74,7 +74,7 @@ def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.Captur
     processor = load(bundle).processor
     prompt = processor.chat(processor.messages("What is this?", [picture]))
     placed = prompt.pictures[0]
-    pixels = processor.pixels(placed.picture, placed.tiling)
+    pixels = processor.pixels(placed.picture, placed.cut)
     engine = Engine(bundle)
     features = engine.encode(pixels)
     logits = engine.prefill(prompt.ids, features)[-1]

@@ -439,10 +439,11 @@ def test_a_broken_template_leaves_raw_text(tmp_path: Path) -> None:
 
 
 def test_features_are_forgotten_by_size() -> None:
-    from eyespot import images, tiling
+    from eyespot import images
+    from eyespot.resolution import Fixed
 
     pictures = [images.load(noise(8, 8, seed)) for seed in range(3)]
-    cut = tiling.Tiling(1, 1, 8, False)
+    cut = Fixed(8, 10).cut(8, 8)
     features = Features(limit=2 * 400)
     rows = np.zeros((10, 10), np.float32)
     features.put(pictures[0], cut, rows)

@@ -532,19 +532,6 @@ def test_boxes_there_and_back(size: tuple[int, int], at: list[float]) -> None:
     assert all(abs(a - b) <= half[i % 2] for i, (a, b) in enumerate(zip(back, (x1, y1, x2, y2), strict=True)))
 
 
-def test_boxes_of_an_answer_come_with_what_they_are_about() -> None:
-    said = (
-        "<ref>a cat</ref><box>[[0,0,500,1000]]</box> and <ref>dogs</ref><box>[[1,2,3,4],[10,20,30,40]]</box> <box>[[9]]"
-    )
-    assert boxes.labelled(said, (200, 100)) == [
-        ("a cat", (0, 0, 100, 100)),
-        ("dogs", (0.2, 0.2, 0.6, 0.4)),
-        ("dogs", (2, 2, 6, 4)),
-    ]
-    assert boxes.labelled("<box>[[1,2,3,4]]</box>", (1000, 1000)) == [("", (1, 2, 3, 4))]
-    assert boxes.labelled("no box, <ref>cat</ref>", (9, 9)) == []
-
-
 def test_box_texts() -> None:
     assert boxes.find("<box>[[1, 2, 3, 4],[5,6 , 7,8]]</box>") == ([(1, 2, 3, 4), (5, 6, 7, 8)], [])
     assert len(boxes.find("<box>" + "[" * 100_000)[1]) == 1

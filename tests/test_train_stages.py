@@ -28,8 +28,8 @@ from tokenizers import Tokenizer
 from eyespot import images
 from eyespot.checkpoint import open_checkpoint
 from eyespot.errors import EyespotError, UnsupportedModel
+from eyespot.resolution import InternVL
 from eyespot.tensorfile import TensorFile
-from eyespot.tiling import Tiling
 from eyespot.train import checkpointing, stages
 from eyespot.train.data.encode import IGNORE
 from eyespot.train.data.record import Mark, Record
@@ -39,7 +39,7 @@ from eyespot.train.journal import entries
 from eyespot.train.label import Marker
 from eyespot.train.loop import Told
 from eyespot.train.model import groups, open_model
-from eyespot.train.objective import collate, logits
+from eyespot.train.objective import Batch, collate, logits, look
 from eyespot.train.pixels import Eye
 from eyespot.train.recipe import Recipe, Source, read_recipe
 from eyespot.train.streams import Pack, State, Streams, load, open_data
@@ -117,6 +117,10 @@ def tune(at: Path, tiny: Path, rows: Path, **keys: Any) -> Recipe:
     })  # fmt: skip
 
 
+def predicted(vlm: Any, batch: Batch, eye: Eye) -> torch.Tensor:
+    return logits(vlm, batch, look(vlm, batch, eye))
+
+
 def losses(recipe: Recipe) -> list[float]:
     return [entry.loss for entry in entries(recipe.output_dir)]
 
@@ -184,8 +188,8 @@ def test_packed_samples_do_not_see_each_other(tiny: Path) -> None:
     samples = [sample.views[0] for pack in packs for sample in pack.samples]
     assert len(samples) > len(packs)
     with torch.no_grad():
-        together = logits(vlm, collate([[s.views[0] for s in p.samples] for p in packs], "token"), loaded.view.eye)
-        apart = torch.cat([logits(vlm, collate([[seen]], "token"), loaded.view.eye) for seen in samples])
+        together = predicted(vlm, collate([[s.views[0] for s in p.samples] for p in packs], "token"), loaded.view.eye)
+        apart = torch.cat([predicted(vlm, collate([[seen]], "token"), loaded.view.eye) for seen in samples])
         plain = vlm(
             input_ids=torch.tensor([samples[0].ids]),
             pixel_values=loaded.view.eye.normalized(torch.from_numpy(samples[0].tiles)),
@@ -210,7 +214,7 @@ def test_pixels_are_those_of_a_run() -> None:
     processor = pytest.importorskip("eyespot.run.processor")
     rng = np.random.default_rng(0)
     picture = images.load(Image.fromarray(rng.integers(0, 256, (90, 130, 3), np.uint8)))
-    cut, eye = Tiling(2, 1, 32, True), Eye(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    cut, eye = InternVL(32, 4, min_tiles=2, max_tiles=2).cut(80, 40), Eye(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
     class Rule:
         mean, std, resample = eye.mean, eye.std, eye.resample
@@ -239,7 +243,7 @@ def test_a_created_model_is_transformers_and_ours(tiny: Path) -> None:
     assert tokenizer.decode(ids) == text
     picture = images.load(Image.effect_noise((32, 32), 90).convert("RGB"))
     eye = open_model(tiny).view.eye
-    pixels = eye.normalized(torch.from_numpy(eye.tiles([picture], [Tiling(1, 1, 32, False)])))
+    pixels = eye.normalized(torch.from_numpy(eye.tiles([picture], [InternVL(32, 4, max_tiles=1).cut(80, 40)])))
     processor = transformers.AutoImageProcessor.from_pretrained(tiny, backend="pil")
     theirs = processor(images=[picture.image], crop_to_patches=False, return_tensors="pt").pixel_values
     torch.testing.assert_close(pixels, theirs, rtol=1e-4, atol=1e-4)
@@ -334,9 +338,9 @@ def test_lora_is_merged_on_export(tiny: Path, rows: Path, tmp_path: Path) -> Non
     batch = collate([[sample.views[0] for sample in pack.samples] for pack in packs], "token")
     merged = open_model(model, 1)
     with torch.no_grad():
-        expected = logits(objective.eval().vlm, batch, loaded.view.eye)
-        found = logits(merged.vlm.eval(), batch, merged.view.eye)
-        plain = logits(open_model(tiny, 1).vlm.eval(), batch, merged.view.eye)
+        expected = predicted(objective.eval().vlm, batch, loaded.view.eye)
+        found = predicted(merged.vlm.eval(), batch, merged.view.eye)
+        plain = predicted(open_model(tiny, 1).vlm.eval(), batch, merged.view.eye)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - plain).abs().max() > 0.05
 
@@ -372,18 +376,18 @@ def test_a_label_is_what_lies_at_a_point_of_the_patch() -> None:
     marker = Marker(2, {"cat": 1, "a": 2}, {"red": 1})
     marks = (Mark("cat", "red", (0, 0, 30, 40)), Mark("a", "", (30, 0, 80, 40)))
     record = Record((), (Image.new("RGB", (80, 40)),), marks=(marks,))
-    found = marker(record, (Tiling(2, 1, 16, True),))
+    found = marker(record, (InternVL(16, 4, min_tiles=2, max_tiles=2).cut(80, 40),))
     assert found.shape == (3, 2, 2, 3)
     things = found[..., :2].reshape(3, 2, 4)  # half a patch each
     assert things[:, 0].tolist() == [[1, 1, 1, 2], [2, 2, 2, 2], [1, 2, 2, 2]]
     assert things[0, 1].tolist() == things[0, 0].tolist()
     assert found[0, 0, :, 2].tolist() == [1, 1]
     assert found[1, 0, :, 2].tolist() == [-1, -1]
-    nothing = marker(replace(record, marks=((),)), (Tiling(1, 1, 16, False),))
+    nothing = marker(replace(record, marks=((),)), (InternVL(16, 4, max_tiles=1).cut(80, 40),))
     assert not nothing.any()
     for wrong, why in ((None, "nothing is known"), (((Mark("dog", "", (0, 0, 1, 1)),),), "'dog', which has no class")):
         with pytest.raises(EyespotError, match=why):
-            marker(replace(record, marks=wrong), (Tiling(1, 1, 16, False),))
+            marker(replace(record, marks=wrong), (InternVL(16, 4, max_tiles=1).cut(80, 40),))
 
 
 def test_eyes_learn_what_each_patch_shows(tiny: Path, rows: Path, tmp_path: Path) -> None:
@@ -398,6 +402,11 @@ def test_eyes_learn_what_each_patch_shows(tiny: Path, rows: Path, tmp_path: Path
     assert any(
         name.startswith("heads.") for name in weights(recipe.output_dir / "checkpoint-40" / checkpointing.WEIGHTS)
     )
+    both = [{**scenes[0], "tasks": {"name": 1, "compare": 1}}]
+    beside = tune(tmp_path / "beside", tiny, rows, data=both, label_weight=0.2, max_steps=40, learning_rate=1e-2,
+                  save_steps=1000)  # fmt: skip
+    assert changed(tiny, finished(beside)) == {"vision_tower", "multi_modal_projector", "language_model"}
+    assert losses(beside)[-1] < 0.3 * losses(beside)[0]
     with pytest.raises(EyespotError, match=r"set\.jsonl:1: nothing is known of where things are"):
         stages.run(tune(tmp_path / "rows", tiny, rows, stage="label"))
     with pytest.raises(EyespotError, match="stage label teaches the eyes alone"):

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eyespot import images, tiling
+from eyespot import images
 from eyespot.errors import EyespotError, UsageError
+from eyespot.resolution import InternVL
 from eyespot.train.data.check import Check
 from eyespot.train.data.record import BadRecord, Place, Record, dialogue
 from eyespot.train.data.sets import Skipped, open_set
@@ -100,7 +101,8 @@ def cameras(size: tuple[int, int] = (160, 90)) -> dict[str, Image.Image]:
 
 def test_six_cameras_make_twelve_tiles_and_a_thumbnail() -> None:
     assert STITCHED == (2688, 896)
-    assert tiling.tile(*STITCHED, 448, 1, 12, True) == tiling.Tiling(6, 2, 448, True)
+    cut = InternVL(448, 256).cut(*STITCHED)
+    assert (cut.columns, cut.rows, cut.tiles) == (6, 2, 13)
 
 
 def test_cameras_lie_in_their_cells_with_their_names() -> None:

@@ -1,17 +1,40 @@
-"""Boxes as text and back: `<box>[[x1,y1,x2,y2], ...]</box>`, whole thousandths of the picture's width and height.
+"""Boxes as text and back: InternVL's `<ref>name</ref><box>[[x1,y1,x2,y2], ...]</box>` in thousandths of the picture,
+Qwen's JSON with bbox_2d and point_2d in pixels of what the model saw, and bare [x1,y1,x2,y2].
 
-The convention of InternVL and Mini-InternVL. Knows numbers and text, no picture.
+Knows numbers and text, no picture.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from eyespot.errors import EyespotError, one_line
 
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 from the left upper corner, x1 <= x2, y1 <= y2
+Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 from the left upper corner, x1 <= x2, y1 <= y2
 Size = tuple[int, int]  # width, height in pixels
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """What an answer points at, in pixels of the picture that the user gave, set upright: (x1, y1) to (x2, y2) from its
+    left upper corner; a point where the two are one. label: what it is said to be. picture: which one, from 0."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    label: str = ""
+    picture: int = 0
+
+    @property
+    def corners(self) -> Corners:
+        return self.x1, self.y1, self.x2, self.y2
+
 
 SCALE = 1000
 REF = re.compile(r"<ref>(.*?)</ref>", re.DOTALL)
@@ -28,7 +51,7 @@ def to_thousandths(box: Sequence[float], size: Size) -> tuple[int, int, int, int
     return round(x1 / width * SCALE), round(y1 / height * SCALE), round(x2 / width * SCALE), round(y2 / height * SCALE)
 
 
-def to_pixels(box: Sequence[float], size: Size) -> Box:
+def to_pixels(box: Sequence[float], size: Size) -> Corners:
     """A box in thousandths, as pixels of a picture of `size`."""
     (width, height), (x1, y1, x2, y2) = size, box
     return x1 * width / SCALE, y1 * height / SCALE, x2 * width / SCALE, y2 * height / SCALE
@@ -53,17 +76,6 @@ def ref(name: str) -> str:
     return f"<ref>{name}</ref>"
 
 
-def labelled(text: str, size: Size) -> list[tuple[str, Box]]:
-    """(what it is about, box in pixels of a picture of `size`) for every well-formed box; "" without a <ref>."""
-    found: list[tuple[str, Box]] = []
-    label, at = "", 0
-    for match in BOX.finditer(text):
-        refs = REF.findall(text[at : match.start()])
-        label, at = refs[-1] if refs else label, match.end()
-        found += [(label, to_pixels(box, size)) for box in find(match[0])[0]]
-    return found
-
-
 def find(text: str) -> tuple[list[tuple[int, int, int, int]], list[str]]:
     """Boxes written in `text`, in thousandths and order, and the faults of those that are malformed or lie outside."""
     found: list[tuple[int, int, int, int]] = []
@@ -80,3 +92,92 @@ def find(text: str) -> tuple[list[tuple[int, int, int, int]], list[str]]:
             else:
                 found.append((x1, y1, x2, y2))
     return found, faults
+
+
+# What models say
+
+FENCE = re.compile(r"```(?:json)?\s*(.*?)(?:```|$)", re.DOTALL)
+OBJECT = re.compile(r"\{[^{}]*\}")  # of a list that breaks off, those that are whole
+BARE = re.compile(r"\[\s*(-?\d{1,9}(?:\.\d{1,9})?)" + 3 * r"\s*,\s*(-?\d{1,9}(?:\.\d{1,9})?)" + r"\s*\]")
+KEYS = {"bbox_2d": 4, "bbox": 4, "point_2d": 2}
+MOST_TEXT = 1 << 16  # characters of an answer that are looked through
+
+
+def read(
+    text: str, size: Size, to_picture: Callable[[float, float], Point] | None = None, picture: int = 0
+) -> tuple[list[Box], list[str]]:
+    """Boxes and points that an answer about a picture of `size` names, and what is wrong with those left out.
+
+    to_picture: from the coordinates the model uses in JSON and bare boxes to pixels of the picture; None: they are
+    thousandths of it, as in <box>. A box that reaches beyond the picture is cut at its edges; one that lies outside is
+    left out and told.
+    """
+    text = text[:MOST_TEXT]
+    found: list[Box] = []
+    faults: list[str] = []
+
+    def per_mille(x: float, y: float) -> Point:
+        return x * size[0] / SCALE, y * size[1] / SCALE
+
+    def add(numbers: Sequence[float], label: str, place: Callable[[float, float], Point]) -> None:
+        (x1, y1), (x2, y2) = place(*numbers[:2]), place(*numbers[-2:])
+        shown = "[" + ",".join(f"{n:g}" for n in numbers) + "]"
+        if x1 > x2 or y1 > y2:
+            faults.append(f"box {shown} has its corners crossed")
+        elif x2 < 0 or y2 < 0 or x1 > size[0] or y1 > size[1]:
+            faults.append(f"box {shown} lies outside the picture")
+        else:
+            inside = (min(max(v, 0.0), float(size[i % 2])) for i, v in enumerate((x1, y1, x2, y2)))
+            found.append(Box(*inside, label, picture))
+
+    if "<box>" in text:
+        label, at = "", 0
+        for match in BOX.finditer(text):
+            refs = REF.findall(text[at : match.start()])
+            label, at = refs[-1].strip() if refs else label, match.end()
+            if not LIST.fullmatch(match[1].strip()):
+                faults.append(f"malformed box {one_line(match[0], 80)!r}")
+                continue
+            flat = [int(n) for n in FOUR.findall(match[1])]
+            for start in range(0, len(flat), 4):
+                add(flat[start : start + 4], label, per_mille)
+        return found, faults
+    place = to_picture or per_mille
+    if any(f'"{key}"' in text for key in KEYS):
+        for entry in _objects(text):
+            key = next((key for key in KEYS if key in entry), None)
+            numbers = entry.get(key) if key else None
+            if key is None:
+                continue
+            if not (isinstance(numbers, list) and len(numbers) == KEYS[key] and all(map(_finite, numbers))):
+                faults.append(f"{key} is {one_line(json.dumps(numbers), 60)}, expected {KEYS[key]} numbers")
+                continue
+            name = entry.get("label")
+            add(numbers, name if isinstance(name, str) else "", place)
+        return found, faults
+    for match in BARE.finditer(text):
+        add([float(n) for n in match.groups()], "", place)
+    return found, faults
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects of an answer: of a fence or of all of it, a list or one by one where the list is not whole."""
+    fenced = FENCE.search(text)
+    inner = fenced[1] if fenced else text[text.find("[") if "[" in text.partition("{")[0] else max(text.find("{"), 0) :]
+    try:
+        whole = json.loads(inner.strip())
+        listed = whole if isinstance(whole, list) else [whole]
+        return [entry for entry in listed if isinstance(entry, dict)]
+    except (ValueError, RecursionError):
+        found = []
+        for match in OBJECT.finditer(inner):
+            try:
+                entry = json.loads(match[0])
+            except ValueError:
+                continue
+            found.append(entry)
+        return found

@@ -1,6 +1,7 @@
 """Pictures from paths, bytes or PIL, read as hostile input, into upright RGB with a content hash.
 
-Ground floor: knows no model. How a picture is cut into tiles stands in tiling.py; what its pixels become is for others.
+Ground floor: knows no model. How a picture is cut stands in resolution.py, its tiles are made here; what becomes of
+their pixels is for others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from eyespot import limits
 from eyespot.errors import EyespotError, UsageError, one_line
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL.Image import Image
+
+    from eyespot.boxes import Corners
+    from eyespot.resolution import Cut
 
     Source: TypeAlias = "str | Path | bytes | Image | Picture"  # what callers may give for a picture
 
@@ -37,11 +43,13 @@ UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An upright RGB picture. digest: SHA-256 of its size and pixels, so equal pictures are equal however they came."""
+    """An upright RGB picture. digest: SHA-256 of its size and pixels, so equal pictures are equal however they came.
+    orientation: EXIF's, by which it was set upright."""
 
     image: Image
     name: str
     digest: bytes
+    orientation: int = 1
 
     @property
     def width(self) -> int:
@@ -50,6 +58,28 @@ class Picture:
     @property
     def height(self) -> int:
         return self.image.height
+
+
+def to_stored(corners: Corners, picture: Picture) -> Corners:
+    """A box in pixels of the upright picture, in those of the file as it is stored, for readers that ignore EXIF."""
+    width, height = picture.width, picture.height  # upright
+    x1, y1, x2, y2 = corners
+    match picture.orientation:
+        case 2:
+            return width - x2, y1, width - x1, y2
+        case 3:
+            return width - x2, height - y2, width - x1, height - y1
+        case 4:
+            return x1, height - y2, x2, height - y1
+        case 5:
+            return y1, x1, y2, x2
+        case 6:
+            return y1, width - x2, y2, width - x1
+        case 7:
+            return height - y2, width - x2, height - y1, width - x1
+        case 8:
+            return height - y2, x1, height - y1, x2
+    return corners
 
 
 def load(source: Source) -> Picture:
@@ -78,6 +108,27 @@ def opened(source: str | Path | bytes | Image) -> Image:
     image, name = _opened(source)
     _check_size(*image.size, name)
     return image
+
+
+def tiles(image: Image, cut: Cut, resample: str = "bicubic") -> npt.NDArray[np.uint8]:
+    """The tiles [t, height, width, 3] of an RGB picture that is cut so: resized once for the canvas, once for the
+    thumbnail. resample: a name of PIL's, in any case."""
+    import numpy as np
+    from PIL import Image as pil
+
+    method, (width, height) = pil.Resampling[resample.upper()], cut.tile
+    canvas = image.resize(cut.resized, method)
+    if cut.resized != cut.canvas:
+        padded = pil.new("RGB", cut.canvas)
+        padded.paste(canvas, cut.at)
+        canvas = padded
+    grid = np.asarray(canvas).reshape(cut.rows, height, cut.columns, width, 3).transpose(0, 2, 1, 3, 4)
+    seen = np.empty((cut.tiles, height, width, 3), np.uint8)
+    first = int(cut.thumbnail == "first")
+    seen[first : first + cut.columns * cut.rows] = grid.reshape(-1, height, width, 3)
+    if cut.thumbnail:
+        seen[0 if first else -1] = np.asarray(image.resize(cut.tile, method))
+    return seen
 
 
 def _opened(source: str | Path | bytes | Image) -> tuple[Image, str]:
@@ -227,4 +278,4 @@ def _finish(image: Image, name: str) -> Picture:
         ) from None
     digest = hashlib.sha256(b"%dx%d " % rgb.size)
     digest.update(pixels)
-    return Picture(rgb, name, digest.digest())
+    return Picture(rgb, name, digest.digest(), orientation if orientation in UPRIGHT else 1)

@@ -101,10 +101,13 @@ def open_bundle(path: str | Path, verify: Verify = "auto") -> Bundle:
         verified = True
     outline = _outline(read_json(path / PROGRAM), files)
     settings = Settings.parse(read_json(path / CONFIG), outline.ctx, outline.info.vocab_size)
-    if settings.image is not None and settings.image.size != outline.info.tile_size:
+    if (
+        settings.image is not None
+        and getattr(settings.image.resolution, "size", outline.info.tile_size) != outline.info.tile_size
+    ):
         raise EyespotError(
             f"{CONFIG}: image.size is not what the model was compiled for",
-            found=settings.image.size,
+            found=getattr(settings.image.resolution, "size", None),
             expected=outline.info.tile_size,
         )
     return Bundle(path, manifest, files, outline, settings, verified)

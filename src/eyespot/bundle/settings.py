@@ -1,18 +1,17 @@
 """config.json of a bundle: the run-time settings a person may edit, as frozen records whose every value is checked.
 
-compile writes it, run reads it. Knows no model: the image rule is a name with numbers, run/ knows what it means.
+compile writes it, run reads it. Knows no model: how pictures are cut is resolution.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from eyespot import limits
+from eyespot import limits, resolution
 from eyespot.errors import EyespotError
 
-RULES = ("internvl",)  # how a picture is cut into tiles
 RESAMPLE = ("bicubic", "bilinear")
 
 
@@ -43,24 +42,53 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ImageRule:
-    """How a picture becomes tiles of `size` pixels a side, then text: before, token * tokens_per_tile * tiles, after.
+    """How a picture becomes pixels, then text: before, a token for each feature row, after.
 
-    mean, std: of RGB in 0..1. placeholder: what stands for a picture in a rendered prompt.
+    resolution: how it is cut. mean, std: of RGB in 0..1. placeholder: what stands for a picture in a rendered prompt.
+    In JSON the numbers of the resolution stand beside the rest, its name under "rule".
     """
 
-    rule: str
-    size: int
-    min_tiles: int
-    max_tiles: int
-    thumbnail: bool
+    resolution: resolution.Rule
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: str
-    tokens_per_tile: int
     placeholder: str
     before: str
     token: str
     after: str
+
+    def to_json(self) -> dict[str, Any]:
+        own = asdict(self)  # the rule's dataclass too
+        return {"rule": self.resolution.name, **own.pop("resolution"), **own}
+
+    @classmethod
+    def parse(cls, where: str, raw: object) -> ImageRule:
+        """A checked record of parsed JSON. EyespotError names `where` and the first key that is off."""
+        name = raw.get("rule") if isinstance(raw, dict) else None
+        kind = resolution.RULES.get(name) if isinstance(name, str) else None
+        names = [field.name for field in fields(kind)] if kind else []
+        checks = {
+            "rule": _one_of(tuple(resolution.RULES)),
+            **{key: RESOLUTION[key] for key in names},
+            "mean": _list(_real(-100, 100), 3, 3),
+            "std": _list(_real(1e-6, 100), 3, 3),
+            "resample": _one_of(RESAMPLE),
+            "placeholder": _text(1),
+            "before": _text(0),
+            "token": _text(1),
+            "after": _text(0),
+        }
+        if kind is None and isinstance(raw, dict):
+            checks["rule"](f"{where}.rule", name)
+        values = _object(where, raw, checks)
+        assert kind is not None
+        values.pop("rule")
+        rule = kind(**{key: values.pop(key) for key in names})
+        for low, high in (("min_tiles", "max_tiles"), ("min_pixels", "max_pixels")):
+            least, most = (getattr(rule, key, 0) for key in (low, high))
+            if least > most:
+                raise EyespotError(f"{where}.{low} is above {high}", found=least, expected=f"at most {most}")
+        return cls(rule, **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +103,7 @@ class Settings:
     image: ImageRule | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "image": None if self.image is None else self.image.to_json()}
 
     @classmethod
     def parse(cls, raw: object, ctx_size: int = limits.CONTEXT, vocab_size: int = limits.VOCAB) -> Settings:
@@ -84,37 +112,15 @@ class Settings:
         ctx_size, vocab_size: what the bundle was compiled for; no setting may exceed them.
         """
         token = _whole(0, vocab_size - 1)
-        image = {
-            "rule": _one_of(RULES),
-            "size": _whole(1, limits.IMAGE_SIDE),
-            "min_tiles": _whole(1, limits.TILES),
-            "max_tiles": _whole(1, limits.TILES),
-            "thumbnail": _flag,
-            "mean": _list(_real(-100, 100), 3, 3),
-            "std": _list(_real(1e-6, 100), 3, 3),
-            "resample": _one_of(RESAMPLE),
-            "tokens_per_tile": _whole(1, limits.CONTEXT),
-            "placeholder": _text(1),
-            "before": _text(0),
-            "token": _text(1),
-            "after": _text(0),
-        }
         top = {
             "ctx_size": _whole(1, ctx_size),
             "threads": _whole(0, limits.THREADS),
             "stop_tokens": _list(token, 0, 1024),
             "bos": lambda where, value: None if value is None else token(where, value),
             "sampling": SamplingDefaults.parse,
-            "image": lambda where, value: None if value is None else ImageRule(**_object(where, value, image)),
+            "image": lambda where, value: None if value is None else ImageRule.parse(where, value),
         }
-        settings = cls(**_object("config.json", raw, top))
-        if settings.image is not None and settings.image.min_tiles > settings.image.max_tiles:
-            raise EyespotError(
-                "config.json: image.min_tiles is above max_tiles",
-                found=settings.image.min_tiles,
-                expected=f"at most {settings.image.max_tiles}",
-            )
-        return settings
+        return cls(**_object("config.json", raw, top))
 
 
 Check = Callable[[str, Any], Any]
@@ -183,3 +189,19 @@ def _list(item: Check, least: int, most: int) -> Check:
         return tuple(item(f"{where}[{i}]", v) for i, v in enumerate(value))
 
     return check
+
+
+# What the numbers of a resolution rule may be.
+RESOLUTION: dict[str, Check] = {
+    "size": _whole(1, limits.IMAGE_SIDE),
+    "tokens_per_tile": _whole(1, limits.CONTEXT),
+    "min_tiles": _whole(1, limits.TILES),
+    "max_tiles": _whole(1, limits.TILES),
+    "thumbnail": _flag,
+    "grids": _list(_list(_whole(1, limits.TILES), 2, 2), 1, 1024),
+    "alpha": _real(0, 1),
+    "patch": _whole(1, limits.IMAGE_SIDE),
+    "merge": _whole(1, 64),
+    "min_pixels": _whole(1, limits.IMAGE_PIXELS),
+    "max_pixels": _whole(1, limits.IMAGE_PIXELS),
+}

@@ -30,6 +30,9 @@ def command(
     system: o.System = None,
     max_tokens: o.MaxTokens = 1024,
     max_tiles: o.MaxTiles = None,
+    image_tokens: o.ImageTokens = None,
+    image_ms: o.ImageMs = None,
+    image_rule: o.ImageRule = None,
     ctx_size: o.CtxSize = 0,
     threads: o.Threads = None,
     seed: o.Seed = None,
@@ -47,7 +50,8 @@ def command(
     from eyespot.errors import FAILED, OK
     from eyespot.run.model import load
 
-    settings = o.sampling(max_tokens, max_tiles, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
+    settings = o.sampling(max_tokens, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
+    settings |= o.seeing(max_tiles, image_tokens, image_ms, image_rule)
     with load(model, threads or 0, ctx_size, isa) as loaded:
         o.note_threads(loaded.engine.info)
         chat = Chat(loaded.chat(system), settings, as_json, not no_stats)
@@ -149,12 +153,11 @@ class Chat:
         if not names:
             raise UsageError("/image without a path")
         picture = load(path if len(names) > 1 else names[0])
-        cut = self.session.model.processor.tiling(picture, self.settings.get("max_tiles"))
+        model = self.session.model
+        cut = model.processor.cut(picture, model.rule(self.settings))
         self.pictures.append(picture)
-        size, rows = "x".join(map(str, cut.resized)), self.session.model.bundle.program.info.tile_tokens
-        self.note(
-            f"{picture.name} {picture.width}x{picture.height} -> {size}, {cut.tiles} tiles, {cut.tiles * rows} tokens"
-        )
+        size, tokens = "x".join(map(str, cut.resized)), model.processor.image_tokens(cut)
+        self.note(f"{picture.name} {picture.width}x{picture.height} -> {size}, {cut.tiles} tiles, {tokens} tokens")
 
     def _history(self) -> None:
         said = [(m.role, m.text, [picture.name for picture in m.pictures]) for m in self.session.messages]

@@ -29,7 +29,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Answers, boxes and times as JSON.")] = False,
 ) -> None:
     """Compile eyespot-nano, ask it three questions about a picture, find an object and draw its box."""
-    from eyespot import boxes, images
+    from eyespot import images
     from eyespot.checkpoint import local, open_checkpoint
     from eyespot.compile import Options, compile_model
     from eyespot.errors import UsageError
@@ -57,15 +57,14 @@ def command(
                 speed = f"first token {1e3 * (t.first_token_s or 0):.0f} ms, {t.tokens_per_s or 0:.0f} tokens/s"
                 kept = f", {t.reused_tokens} tokens from the cache" if t.reused_tokens else ""
                 told(f"  {question}\n    {answer.text}    [{answer.image_tokens} image tokens{kept}, {speed}]")
-    found = boxes.labelled(answers[-1]["text"], (picture.width, picture.height)) if find else []
+    found = answer.boxes if find else ()
     if found:
         try:
-            draw(picture.image, found).save(out)
+            draw(picture.image, [(box.label, box.corners) for box in found]).save(out)
         except (OSError, ValueError) as error:
             raise UsageError(f"{out}: cannot be written ({error})", expected="a .png or .jpg in a directory") from None
-        told(f"{out}: {find} at {', '.join(str([round(v) for v in box]) for _, box in found)}, in pixels")
+        told(f"{out}: {find} at {', '.join(str([round(v) for v in box.corners]) for box in found)}, in pixels")
     elif find:
         print(f"eyespot: no box in the answer to {asked[-1]!r}", file=sys.stderr)
     if as_json:
-        drawn = {"boxes": [{"label": label, "box": box} for label, box in found], "drawn": str(out) if found else None}
-        print(json.dumps(record | {"answers": answers} | drawn, ensure_ascii=False))
+        print(json.dumps(record | {"answers": answers, "drawn": str(out) if found else None}, ensure_ascii=False))

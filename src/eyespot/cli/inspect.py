@@ -19,20 +19,74 @@ if TYPE_CHECKING:
 
 
 def command(
-    path: Annotated[str, typer.Argument(help="A bundle, a directory of safetensors, a .gguf file, or a hub id.")],
+    path: Annotated[
+        str | None, typer.Argument(help="A bundle, a directory of safetensors, a .gguf file, or a hub id.")
+    ] = None,
     program: Annotated[bool, typer.Option("--program", help="Print the program, op by op.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file of a bundle.")] = False,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture: how each rule would cut it, for the eyes of a bundle or in general.")
+    ] = None,
+    image_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens it may take, with --image.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="PNG", help="The sheet of --image.")] = Path("cuts.png"),
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """Show what a bundle or a checkpoint holds."""
+    """Show what a bundle or a checkpoint holds, or how pictures are cut."""
     from eyespot.errors import UsageError
 
-    if os.path.exists(os.path.join(path, "manifest.json")):  # unlike Path.exists() it never raises
+    if image is not None:
+        if program or verify:
+            raise UsageError("--image shows a picture", expected="no --program and no --verify beside it")
+        _cuts(image, path, image_tokens, out, as_json)
+    elif path is None:
+        raise UsageError("nothing to inspect", expected="a bundle, a checkpoint, or --image")
+    elif os.path.exists(os.path.join(path, "manifest.json")):  # unlike Path.exists() it never raises
         _bundle(Path(path), program, verify, as_json)
     elif verify:
         raise UsageError(f"{path}: not a bundle, so there are no hashes to verify")
     else:
         _checkpoint(path, program, as_json)
+
+
+def _cuts(image: Path, path: str | None, tokens: int | None, out: Path, as_json: bool) -> None:
+    from eyespot import images
+    from eyespot.bundle import open_bundle
+    from eyespot.cli.options import line
+    from eyespot.cli.table import show_table
+    from eyespot.errors import UsageError
+    from eyespot.run import cuts
+
+    own = None
+    if path is not None:
+        settings = open_bundle(path).settings.image
+        if settings is None:
+            raise UsageError(f"{path}: this model has no eyes")
+        own = settings.resolution
+    picture = images.load(image)
+    found, refused = cuts.ways(picture, cuts.rules(own, tokens))
+    try:
+        cuts.sheet(picture, found).save(out)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{out}: cannot be written ({error})", expected="a .png or .jpg in a directory") from None
+    if as_json:
+        facts = {
+            "picture": picture.name,
+            "size": [picture.width, picture.height],
+            "refused": refused,
+            "sheet": str(out),
+        }
+        print(json.dumps(facts | {"rules": [way.to_json() for way in found]}))
+        return
+    rows = [
+        (way.rule, way.tokens, f"{way.cut.columns} x {way.cut.rows}", way.cut.thumbnail or "-",
+         "{}x{}".format(*way.cut.resized), f"{way.enlargement:.2f}")
+        for way in found
+    ]  # fmt: skip
+    headers = ("rule", "tokens", "tiles", "thumbnail", "resized to", "enlargement")
+    show_table(f"{picture.name} {picture.width}x{picture.height}", headers, rows)
+    for name, why in refused.items():
+        line(f"{name}: {why}", sys.stdout)
+    line(f"sheet: {out}", sys.stdout)
 
 
 def _bundle(path: Path, with_program: bool, verify: bool, as_json: bool) -> None:

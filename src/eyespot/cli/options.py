@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from eyespot.cli.flags import flag
 
 if TYPE_CHECKING:
+    from eyespot.run.answer import Answer
     from eyespot.run.model import Options
 
 ModelPath = Annotated[str, flag("-m", "--model", help="Directory of a bundle.")]
@@ -20,6 +21,13 @@ Threads = Annotated[
     int | None, flag("-t", "--threads", least=1, help="Default: EYESPOT_THREADS, or as config.json says.")
 ]
 MaxTiles = Annotated[int | None, flag("--max-tiles", least=1, help="Most tiles of a picture; fewer take less context.")]
+ImageTokens = Annotated[int | None, flag("--image-tokens", least=1, help="Most tokens of a picture.")]
+ImageMs = Annotated[
+    float | None, flag("--image-ms", help="Most milliseconds to encode a picture in; a tile is timed first.")
+]
+ImageRule = Annotated[
+    str | None, flag("--image-rule", help="fixed, internvl, llava_next, bluelm_v instead of the model's own.")
+]
 Seed = Annotated[int | None, flag("-s", "--seed", least=0, help="Same seed, same answer.")]
 Isa = Annotated[str, flag("--isa", help="Instruction set, such as scalar or avx2, instead of the best there is.")]
 Temp = Annotated[float | None, flag("--temp", help="Temperature; 0: always the likeliest token.")]
@@ -28,6 +36,11 @@ TopP = Annotated[float | None, flag("--top-p", help="Keep the likeliest tokens u
 MinP = Annotated[float | None, flag("--min-p", help="Drop tokens below this share of the likeliest.")]
 RepeatPenalty = Annotated[float | None, flag("--repeat-penalty", help="Above 1: say the same less often.")]
 RepeatLastN = Annotated[int | None, flag("--repeat-last-n", help="Tokens the penalty looks at; 0: all.")]
+JsonSchema = Annotated[
+    str | None,
+    flag("--json-schema", metavar="SCHEMA", help="Hold the answer to a JSON schema: a file, JSON, or boxes."),
+]
+Draw = Annotated[str | None, flag("--draw", metavar="PNG", help="Draw the boxes of the answer on the picture.")]
 Json = Annotated[bool, flag("--json", help="The answer as JSON on stdout.")]
 NoStats = Annotated[bool, flag("--no-stats", help="No line of statistics on stderr.")]
 
@@ -36,7 +49,6 @@ CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(co
 
 def sampling(
     max_tokens: int,
-    max_tiles: int | None,
     seed: int | None,
     temp: float | None,
     top_k: int | None,
@@ -48,7 +60,6 @@ def sampling(
     """The flags under the library's names; None leaves the bundle's own value."""
     return {
         "max_tokens": max_tokens,
-        "max_tiles": max_tiles,
         "seed": seed,
         "temperature": temp,
         "top_k": top_k,
@@ -57,6 +68,26 @@ def sampling(
         "repetition_penalty": repeat_penalty,
         "repetition_window": repeat_last_n,
     }
+
+
+def seeing(max_tiles: int | None, image_tokens: int | None, image_ms: float | None, image_rule: str | None) -> Options:
+    """The flags that say how pictures are cut, under the library's names."""
+    return {"max_tiles": max_tiles, "image_tokens": image_tokens, "image_ms": image_ms, "image_rule": image_rule}
+
+
+def drawn(answer: Answer, images: list[str], out: str) -> None:
+    """Writes the picture that an answer's boxes are about, with the boxes; says so, or that there are none."""
+    from eyespot.errors import UsageError
+    from eyespot.images import load
+    from eyespot.run.draw import draw
+
+    picture = load(images[answer.boxes[0].picture if answer.boxes else -1])
+    try:
+        draw(picture.image, [(box.label, box.corners) for box in answer.boxes]).save(out)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{out}: cannot be written ({error})", expected="a .png or .jpg in a directory") from None
+    count = len(answer.boxes)
+    line(f"{out}: {count or 'no'} box{'es' * (count != 1)}", sys.stderr)
 
 
 def note_threads(info: Mapping[str, Any]) -> None:

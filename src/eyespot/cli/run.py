@@ -18,6 +18,9 @@ def command(
     raw: Annotated[bool, flag("--raw", help="Take the prompt as it is, without the chat template.")] = False,
     max_tokens: o.MaxTokens = 256,
     max_tiles: o.MaxTiles = None,
+    image_tokens: o.ImageTokens = None,
+    image_ms: o.ImageMs = None,
+    image_rule: o.ImageRule = None,
     ctx_size: o.CtxSize = 0,
     threads: o.Threads = None,
     seed: o.Seed = None,
@@ -28,6 +31,8 @@ def command(
     repeat_penalty: o.RepeatPenalty = None,
     repeat_last_n: o.RepeatLastN = None,
     isa: o.Isa = "",
+    json_schema: o.JsonSchema = None,
+    draw: o.Draw = None,
     as_json: o.Json = False,
     no_stats: o.NoStats = False,
 ) -> int:
@@ -37,13 +42,17 @@ def command(
     from eyespot.errors import INTERRUPTED, OK, EyespotError, UsageError
     from eyespot.run.model import load
 
+    if draw is not None and not image:
+        raise UsageError("--draw draws on a picture", expected="--image too")
     if raw and system is not None:
         raise UsageError("--raw takes no --system", cause="a raw prompt has no turns")
     text = sys.stdin.read(limits.PROMPT_CHARS + 1) if prompt == "-" else prompt
     asked: Any = text
     if system is not None:
         asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    settings = o.sampling(max_tokens, max_tiles, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
+    settings = o.sampling(max_tokens, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
+    settings |= o.seeing(max_tiles, image_tokens, image_ms, image_rule)
+    settings["json_schema"] = json_schema
     with load(model, threads or 0, ctx_size, isa) as loaded:
         o.note_threads(loaded.engine.info)
         stream = loaded.stream(asked, image or (), raw, **settings)
@@ -55,6 +64,10 @@ def command(
     if answer is None:
         raise EyespotError("there was no answer")
     o.line(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "", sys.stdout)
+    for fault in answer.box_faults:
+        o.line(f"eyespot: {fault}", sys.stderr)
+    if draw is not None and image:
+        o.drawn(answer, image, draw)
     if not no_stats:
         o.line(answer.stats(), sys.stderr)
     return INTERRUPTED if answer.stop_reason == "cancelled" else OK

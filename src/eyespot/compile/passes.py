@@ -11,6 +11,7 @@ from dataclasses import asdict
 import eyespot
 from eyespot import families, limits
 from eyespot.bundle.read import CONFIG, FAST_TOKENIZER, PROGRAM
+from eyespot.bundle.settings import ImageRule
 from eyespot.bundle.write import BundleWriter
 from eyespot.compile.job import Job
 from eyespot.compile.schedule import plan
@@ -74,7 +75,7 @@ def default_ctx(built: families.Built) -> int:
     """Tokens of context when nobody says: with eyes, for a picture of the most tiles and some talk about it."""
     info, image, wanted = built.program.info, built.image, DEFAULT_CTX
     if image is not None:
-        largest = (image["max_tiles"] + image["thumbnail"]) * image["tokens_per_tile"]
+        largest = ImageRule.parse("image", dict(image)).resolution.most()
         wanted = -(-(largest + TALK) // CTX_STEP) * CTX_STEP
     return min(wanted, info.max_position, limits.CONTEXT)
 

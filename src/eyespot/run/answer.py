@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from eyespot.boxes import Box
+
 
 @dataclass(frozen=True, slots=True)
 class ImageUse:
@@ -46,7 +48,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """stop_reason: 'stop' (a stop token), 'length' (max_tokens), 'context' (the context is full) or 'cancelled'."""
+    """stop_reason: 'stop' (a stop token), 'length' (max_tokens), 'context' (the context is full) or 'cancelled'.
+
+    boxes: what the text points at, in pixels of the picture as it was given, set upright. box_faults: of those that
+    could not be read, or lie outside.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -54,6 +60,8 @@ class Answer:
     seed: int
     images: tuple[ImageUse, ...]
     timings: Timings
+    boxes: tuple[Box, ...] = ()
+    box_faults: tuple[str, ...] = ()
 
     @property
     def image_tokens(self) -> int:

@@ -378,7 +378,7 @@ class _Bencher:
             processor = load_processor(self.bundle)
         except EyespotError as error:
             return str(error)
-        cut = processor.tiling(self.picture)
+        cut = processor.cut(self.picture)
         shown = np.full(cut.tiles * self.info["tile_tokens"], self.info["image_token_id"], np.int32)
         ids = np.concatenate([shown, self._tokens(TEXT)])
         if fault := self._room(len(ids) + ANSWER - 1):

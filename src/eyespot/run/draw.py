@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from eyespot.boxes import Box
+    from eyespot.boxes import Corners
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 
 
-def draw(image: Image, found: Sequence[tuple[str, Box]]) -> Image:
+def draw(image: Image, found: Sequence[tuple[str, Corners]]) -> Image:
     """A copy of `image` with a frame for each (label, box in pixels), the label on its upper edge."""
     from PIL import ImageDraw, ImageFont
 

@@ -11,8 +11,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import numpy as np
 
 from eyespot import limits
 from eyespot.bundle.read import Bundle, Verify, open_bundle
@@ -27,6 +30,8 @@ from eyespot.run.tokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from eyespot.images import Source
+    from eyespot.resolution import Rule
+    from eyespot.run.grammar import Grammar, Vocabulary
     from eyespot.run.session import Session
 
 Messages = str | Sequence[Mapping[str, Any]]
@@ -35,11 +40,18 @@ Messages = str | Sequence[Mapping[str, Any]]
 class Options(TypedDict, total=False):
     """How to answer. What is absent or None comes from the bundle's config.json (seed: drawn; max_tokens: 256).
 
-    max_tiles: into how many a picture may be cut, the thumbnail not counted; fewer take less context and time.
+    image_rule: how pictures are cut, a name of resolution.RULES, instead of the bundle's. max_tiles: into how many, the
+    thumbnail not counted; image_tokens: what one picture may take of the context; image_ms: milliseconds that encoding
+    one may take, by a tile that is timed first. The least of the three counts. json_schema: what the answer is held to:
+    a schema, as an object, JSON or a file's name, or "boxes".
     """
 
     max_tokens: int | None
     max_tiles: int | None
+    image_tokens: int | None
+    image_ms: float | None
+    image_rule: str | None
+    json_schema: str | Mapping[str, Any] | None
     seed: int | None
     temperature: float | None
     top_k: int | None
@@ -93,6 +105,7 @@ class Model:
             None
         )  # the one that holds the lock: weak, for it may be let go
         self._owner: int | None = None
+        self._vocabulary: Vocabulary | None = None  # made for the first schema
 
     @property
     def ctx_size(self) -> int:
@@ -116,12 +129,12 @@ class Model:
         """
         started = time.perf_counter()
         if isinstance(prompt, str) and (raw or not self.processor.source):
-            return self.answer(self.processor.raw(prompt, images, options.get("max_tiles")), started, options)
+            return self.answer(self.processor.raw(prompt, images, self.rule(options)), started, options)
         if raw:
             raise UsageError("a raw prompt is a text", found="messages")
         messages = self.processor.messages(prompt, images)
         read = time.perf_counter() - started if any(m.pictures for m in messages) else 0.0
-        return self.answer(self.processor.chat(messages, None, options.get("max_tiles")), started, options, read)
+        return self.answer(self.processor.chat(messages, None, self.rule(options)), started, options, read)
 
     def chat(self, system: str | None = None) -> Session:
         """A conversation that remembers. system: replaces the template's own system prompt."""
@@ -152,7 +165,22 @@ class Model:
         self._check_room(prompt, before)
         image = self.processor.image_token_id
         sampler = Sampler(sampling, options.get("seed"), banned=(image,) if image >= 0 else ())
-        return Stream(self, prompt, sampler, most, started, preprocess_s, on_end)
+        schema = options.get("json_schema")
+        grammar = None if schema is None else self._held_to(schema)
+        return Stream(self, prompt, sampler, most, started, preprocess_s, on_end, grammar)
+
+    def _held_to(self, schema: Any) -> Grammar:
+        from eyespot.run.grammar import Grammar, Vocabulary, read_schema
+
+        if isinstance(schema, str):
+            schema = read_schema(schema)
+        if not isinstance(schema, Mapping):
+            raise UsageError("json_schema", found=type(schema).__name__, expected="an object, a file, or JSON")
+        if self._vocabulary is None:
+            assert self.bundle.tokenizer is not None
+            size = self.bundle.program.info.vocab_size
+            self._vocabulary = Vocabulary(self.bundle.tokenizer, size, self.bundle.settings.stop_tokens)
+        return Grammar(self._vocabulary, schema)
 
     def _check_room(self, prompt: Prompt, before: int) -> None:
         tokens, image, room = len(prompt.ids), prompt.image_tokens, self.ctx_size
@@ -163,7 +191,7 @@ class Model:
         elif self.bundle.program.ctx > room:
             cause = f"ctx_size was set below the {self.bundle.program.ctx} that the bundle was compiled for"
         elif image:
-            cause = "large pictures: lower --max-tiles (max_tiles=), or compile with a larger --ctx-size"
+            cause = "large pictures: lower --image-tokens (image_tokens=), or compile with a larger --ctx-size"
         else:
             cause = "a long text: shorten it, or compile with a larger --ctx-size"
         count = len(prompt.pictures)
@@ -174,6 +202,32 @@ class Model:
             expected=f"at most {room}",
             cause=cause,
         )
+
+    def rule(self, options: Options) -> Rule | None:
+        """How these options have pictures cut; None for a model without eyes. image_ms takes the engine, the first
+        time, to encode a grey tile."""
+        tokens, ms = options.get("image_tokens"), options.get("image_ms")
+        if ms is not None and self.processor.image_token_id >= 0:
+            if not (isinstance(ms, int | float) and 0 < ms < float("inf")):
+                raise UsageError("image_ms", found=ms, expected="milliseconds above 0")
+            each = self.bundle.program.info.tile_tokens
+            fit = max(1, int(ms / 1e3 / self._tile_s)) * each
+            tokens = fit if tokens is None else min(tokens, fit)
+        return self.processor.rule(options.get("image_rule"), options.get("max_tiles"), tokens)
+
+    @cached_property
+    def _tile_s(self) -> float:
+        """Seconds to encode a tile, the better of two: the first one reads the weights from the disk."""
+        side = self.bundle.program.info.tile_size
+        took = []
+        if self._owner == threading.get_ident():
+            self.cancel()  # or it would wait for itself
+        with self._lock:
+            for _ in range(2):
+                started = time.perf_counter()
+                self.engine.encode(np.zeros((1, 3, side, side), np.float32))
+                took.append(time.perf_counter() - started)
+        return min(took)
 
     def cancel(self) -> None:
         """Ends the answer that is being made, if any; the model is free for the next. From any thread."""
@@ -222,12 +276,13 @@ class Stream:
         started: float,
         preprocess_s: float,
         on_end: Callable[[Answer], None],
+        grammar: Grammar | None = None,
     ) -> None:
         self.answer: Answer | None = None
         self._turn = threading.Lock()  # of the thread that takes a step
         self._holds = self._over = self._cancelled = False  # holds: the engine
         self._model, self._prompt, self._sampler, self._max_tokens = model, prompt, sampler, max_tokens
-        self._started, self._preprocess_s, self._on_end = started, preprocess_s, on_end
+        self._started, self._preprocess_s, self._on_end, self._grammar = started, preprocess_s, on_end, grammar
         self._stops = frozenset(model.bundle.settings.stop_tokens)
         self._words = Detokenizer(model.processor.tokenizer, prompt.ids[-8:].tolist() if prompt.raw else ())
         self._tokens: list[int] = []
@@ -312,7 +367,10 @@ class Stream:
             self._check()
             cache.decode(tokens[-1])
             self._decoded += 1
-        token = self._sampler.pick(cache.engine, self._history)
+        grammar = self._grammar
+        token = self._sampler.pick(cache.engine, self._history, None if grammar is None else grammar.mask())
+        if grammar is not None:
+            grammar.take(token)
         ended, piece = token in self._stops, ""
         if not ended:
             tokens.append(token)
@@ -344,7 +402,10 @@ class Stream:
             total_s=time.perf_counter() - self._started,
         )
         text = "".join(self._texts) + self._rest
-        self.answer = Answer(text, tuple(self._tokens), reason, self._sampler.seed, self._cost.images, timings)
+        found, faults = self._model.processor.boxes(text, self._prompt)
+        self.answer = Answer(
+            text, tuple(self._tokens), reason, self._sampler.seed, self._cost.images, timings, found, faults
+        )
         self._leave()
         self._on_end(self.answer)
         return ""

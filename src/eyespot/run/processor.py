@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from eyespot import images, limits, tiling
+from eyespot import boxes, images, limits, resolution
+from eyespot.boxes import Box
 from eyespot.bundle.read import Bundle
 from eyespot.errors import EyespotError, UsageError
 from eyespot.images import Picture
+from eyespot.resolution import Cut, Rule
 from eyespot.run.arguments import whole
 from eyespot.tensorfile import read_json
-from eyespot.tiling import Tiling
 
 if TYPE_CHECKING:
     from eyespot.images import Source
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from eyespot.run.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
-RESAMPLE = {"bicubic": "BICUBIC", "bilinear": "BILINEAR"}  # config.json's name -> PIL's
 NUMBERED = 4096  # pictures whose keys are remembered
 
 
@@ -48,7 +48,7 @@ class Placed:
     """A picture in a prompt: feature row i belongs to token `start` + i, for `rows` tokens."""
 
     picture: Picture
-    tiling: Tiling
+    cut: Cut
     start: int
     rows: int
 
@@ -97,7 +97,7 @@ class Processor:
     source: str
     variables: dict[str, Any]
     image_token_id: int = -1
-    _numbers: dict[tuple[bytes, Tiling], int] = field(default_factory=dict)
+    _numbers: dict[tuple[bytes, Cut], int] = field(default_factory=dict)
     _counter: itertools.count[int] = field(default_factory=itertools.count)
     _lock: threading.Lock = field(default_factory=threading.Lock)  # a template renders one prompt at a time
 
@@ -212,11 +212,11 @@ class Processor:
 
     # Prompts
 
-    def chat(self, messages: Sequence[Message], after: Prompt | None = None, max_tiles: int | None = None) -> Prompt:
+    def chat(self, messages: Sequence[Message], after: Prompt | None = None, rule: Rule | None = None) -> Prompt:
         """The prompt of a conversation, ready for the assistant's turn.
 
         after: what was said so far. When the new text begins with it, its tokens stand as they were generated and only
-        the rest is encoded, so that the engine can go on from them. max_tiles: see tiling().
+        the rest is encoded, so that the engine can go on from them. rule: how new pictures are cut.
         """
         turns = [{"role": m.role, "content": m.content} for m in messages]
         with self._lock:
@@ -224,9 +224,9 @@ class Processor:
         pictures = [picture for message in messages for picture in message.pictures]
         if after is not None and not text.startswith(after.text):
             after = None
-        return self._encode(text, pictures, after, max_tiles)
+        return self._encode(text, pictures, after, rule)
 
-    def raw(self, text: str, pictures: Sequence[Source] = (), max_tiles: int | None = None) -> Prompt:
+    def raw(self, text: str, pictures: Sequence[Source] = (), cut_by: Rule | None = None) -> Prompt:
         """The prompt of a text as it is, special tokens included, with the token before it that the bundle names."""
         loaded = [images.load(p) for p in self._eyes(pictures)]
         rule = self.bundle.settings.image
@@ -235,10 +235,10 @@ class Processor:
         if rule is not None and loaded and rule.placeholder not in text:
             text = f"{rule.placeholder}\n" * len(loaded) + text
         text = text.encode("utf-8", "replace").decode()
-        return replace(self._encode(text, loaded, None, max_tiles, raw=True), raw=True)
+        return replace(self._encode(text, loaded, None, cut_by, raw=True), raw=True)
 
     def _encode(
-        self, text: str, pictures: list[Picture], after: Prompt | None, max_tiles: int | None, raw: bool = False
+        self, text: str, pictures: list[Picture], after: Prompt | None, cut_by: Rule | None, raw: bool = False
     ) -> Prompt:
         rule, start = self.bundle.settings.image, len(after.text) if after else 0
         tail, placed = text[start:], after.pictures if after else ()
@@ -257,11 +257,9 @@ class Processor:
             ids = [bos, *ids]
         if not ids and after is None:
             raise UsageError("the prompt is empty")
-        return self._expand(text, ids, fresh, [self.tiling(picture, max_tiles) for picture in fresh], after)
+        return self._expand(text, ids, fresh, [self.cut(picture, cut_by) for picture in fresh], after)
 
-    def _expand(
-        self, text: str, ids: list[int], fresh: list[Picture], cuts: list[Tiling], after: Prompt | None
-    ) -> Prompt:
+    def _expand(self, text: str, ids: list[int], fresh: list[Picture], cuts: list[Cut], after: Prompt | None) -> Prompt:
         """Each image token becomes as many as its picture has feature rows."""
         token = self.image_token_id
         places = [i for i, id in enumerate(ids) if id == token] if token >= 0 else []
@@ -275,7 +273,7 @@ class Processor:
         short = np.array(ids, np.int32)
         repeats = np.ones(len(ids), np.int64)
         for place, cut in zip(places, cuts, strict=True):
-            repeats[place] = cut.tiles * self.bundle.program.info.tile_tokens
+            repeats[place] = self.image_tokens(cut)
         starts, long = np.cumsum(repeats) - repeats, np.repeat(short, repeats)
         keys, placed = long.astype(np.int64), []
         for place, picture, cut in zip(places, fresh, cuts, strict=True):
@@ -286,15 +284,34 @@ class Processor:
             long, keys = np.concatenate([after.ids, long]), np.concatenate([after.keys, keys])
         return Prompt(text, long, keys, (*before, *placed))
 
-    def tiling(self, picture: Picture, max_tiles: int | None = None) -> Tiling:
-        """How the bundle's image rule cuts a picture. max_tiles: None = as it says; counts no thumbnail."""
-        rule = self.bundle.settings.image
-        if rule is None:
-            raise UsageError("this model has no eyes")
-        most = rule.max_tiles if max_tiles is None else whole("max_tiles", max_tiles, rule.min_tiles, limits.TILES)
-        return tiling.tile(picture.width, picture.height, rule.size, rule.min_tiles, most, rule.thumbnail)
+    def rule(
+        self, name: str | None = None, max_tiles: int | None = None, image_tokens: int | None = None
+    ) -> Rule | None:
+        """How pictures are cut: by the bundle's rule, or the one called `name`; into at most `max_tiles` tiles, a
+        thumbnail not counted; for at most `image_tokens` tokens each. None for a model without eyes."""
+        if self.bundle.settings.image is None:
+            return None
+        rule = self.bundle.settings.image.resolution
+        if name is not None:
+            rule = resolution.other(rule, name)
+        if max_tiles is not None:
+            rule = resolution.capped(rule, whole("max_tiles", max_tiles, 1, limits.TILES))
+        if image_tokens is not None:
+            rule = rule.within(whole("image_tokens", image_tokens, 1, limits.CONTEXT))
+        return rule
 
-    def _number(self, picture: Picture, cut: Tiling) -> int:
+    def cut(self, picture: Picture, rule: Rule | None = None) -> Cut:
+        """How `rule`, or the bundle's own, cuts a picture."""
+        if self.bundle.settings.image is None:
+            raise UsageError("this model has no eyes")
+        return (rule or self.bundle.settings.image.resolution).cut(picture.width, picture.height)
+
+    def image_tokens(self, cut: Cut) -> int:
+        """Tokens of a picture cut so."""
+        image = self.bundle.settings.image
+        return 0 if image is None else image.resolution.tokens(cut)
+
+    def _number(self, picture: Picture, cut: Cut) -> int:
         """The same for the same pixels cut the same way, different for all others."""
         key = (picture.digest, cut)
         with self._lock:
@@ -304,28 +321,33 @@ class Processor:
                 self._numbers[key] = next(self._counter)
             return self._numbers[key]
 
+    # Boxes
+
+    def boxes(self, text: str, prompt: Prompt) -> tuple[tuple[Box, ...], tuple[str, ...]]:
+        """What an answer to `prompt` points at, in pixels of the picture that came last, and the faults of the rest."""
+        if not prompt.pictures or self.bundle.settings.image is None:
+            return (), ()
+        placed = prompt.pictures[-1]
+        size = placed.picture.width, placed.picture.height
+        pixels = isinstance(self.bundle.settings.image.resolution, resolution.Qwen)  # others say thousandths
+        to_picture = (lambda x, y: placed.cut.to_picture(x, y, size)) if pixels else None
+        found, faults = boxes.read(text, size, to_picture, len(prompt.pictures) - 1)
+        return tuple(found), tuple(faults)
+
     # Pixels
 
-    def pixels(self, picture: Picture, cut: Tiling) -> npt.NDArray[np.float32]:
-        """Normalized pixels [tiles, 3, side, side] of a picture cut into tiles, thumbnail last.
+    def pixels(self, picture: Picture, cut: Cut) -> npt.NDArray[np.float32]:
+        """Normalized pixels [tiles, 3, side, side] of a picture, each tile once.
 
-        Resized straight to the grid without keeping the aspect, as InternVL does; cut tiles need no second resize.
+        The picture is resized once for all tiles of the canvas, and once more for the thumbnail.
         """
-        from PIL.Image import Resampling
-
-        rule = self.bundle.settings.image
-        if rule is None:
+        image = self.bundle.settings.image
+        if image is None:
             raise UsageError("this model has no eyes")
-        method = Resampling[RESAMPLE[rule.resample]]
-        side, count = cut.side, cut.columns * cut.rows
-        seen = np.empty((cut.tiles, side, side, 3), np.uint8)
-        grid = np.asarray(picture.image.resize(cut.resized, method)).reshape(cut.rows, side, cut.columns, side, 3)
-        seen[:count] = grid.transpose(0, 2, 1, 3, 4).reshape(count, side, side, 3)
-        if cut.thumbnail:
-            seen[count] = np.asarray(picture.image.resize((side, side), method))
-        mean, std = np.array(rule.mean, np.float32), np.array(rule.std, np.float32)
+        seen = images.tiles(picture.image, cut, image.resample)
+        mean, std = np.array(image.mean, np.float32), np.array(image.std, np.float32)
         table = (np.arange(256, dtype=np.float32)[:, None] / 255 - mean) / std  # [256, 3]: what each byte becomes
-        out = np.empty((cut.tiles, 3, side, side), np.float32)
+        out = np.empty((len(seen), 3, *seen.shape[1:3]), np.float32)
         for channel in range(3):
             out[:, channel] = table[:, channel][seen[..., channel]]
         return out
@@ -363,10 +385,11 @@ def load_processor(bundle: Bundle) -> Processor:
                 found=tokenizer.id(rule.token),
                 expected=processor.image_token_id,
             )
-        if rule.tokens_per_tile != bundle.program.info.tile_tokens:
+        each = getattr(rule.resolution, "tokens_per_tile", bundle.program.info.tile_tokens)
+        if each != bundle.program.info.tile_tokens:
             raise EyespotError(
                 "config.json: image.tokens_per_tile is not the model's",
-                found=rule.tokens_per_tile,
+                found=each,
                 expected=bundle.program.info.tile_tokens,
             )
     return processor

@@ -22,6 +22,7 @@ from eyespot.run.arguments import real, whole
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 class Scores(Protocol):
@@ -78,9 +79,10 @@ class Sampler:
         self._banned = np.array(sorted(banned), np.int64)
         self._all = np.arange(0)  # every id; kept, for a fresh megabyte a token costs more than the exponentials
 
-    def pick(self, logits: F32 | Scores, sequence: Sequence[int]) -> int:
-        """A token id for logits [vocab] after the ids of `sequence` (negative ones are no tokens and are skipped)."""
-        ids, weights = self.distribution(logits, sequence)
+    def pick(self, logits: F32 | Scores, sequence: Sequence[int], allowed: Mask | None = None) -> int:
+        """A token id for logits [vocab] after the ids of `sequence` (negative ones are no tokens and are skipped).
+        allowed [vocab]: which tokens may be picked; None: all that are not banned."""
+        ids, weights = self.distribution(logits, sequence, allowed)
         if len(ids) == 1:
             return int(ids[0])
         if self._random is None:
@@ -93,16 +95,20 @@ class Sampler:
         at = int(np.searchsorted(inside, mark - (total[block] - inside[-1]), side="right"))
         return int(ids[starts[block] + min(at, len(inside) - 1)])
 
-    def distribution(self, logits: F32 | Scores, sequence: Sequence[int]) -> tuple[I64, F32]:
+    def distribution(
+        self, logits: F32 | Scores, sequence: Sequence[int], allowed: Mask | None = None
+    ) -> tuple[I64, F32]:
         """Candidate ids and their weights, which are probabilities but for a common factor."""
         seen = self._seen(sequence)
         if not isinstance(logits, np.ndarray):
-            if (few := self._few(logits, seen)) is not None:
+            if allowed is None and (few := self._few(logits, seen)) is not None:
                 return few
             logits = logits.logits()
         if len(self._all) != len(logits):
             self._all = np.arange(len(logits))
         scores = self._penalized(self._all, logits, seen)
+        if allowed is not None:
+            scores = np.where(allowed, scores, np.float32(-np.inf))
         return self._kept(self._all, scores, *self._floor(scores))
 
     def _few(self, logits: Scores, seen: I64) -> tuple[I64, F32] | None:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eyespot.images import Picture
+from eyespot.resolution import Cut
 from eyespot.run.answer import ImageUse
 from eyespot.run.processor import Placed, Prompt
-from eyespot.tiling import Tiling
 
 F32 = npt.NDArray[np.float32]
 FEATURE_BYTES = 128 << 20  # ten pictures of 13 tiles for a language model of width 896
@@ -39,19 +39,19 @@ class EngineLike(Protocol):
 
 
 class Features:
-    """Features by picture content and tiling; forgets the least recently used beyond `limit` bytes."""
+    """Features by picture content and cut; forgets the least recently used beyond `limit` bytes."""
 
     def __init__(self, limit: int = FEATURE_BYTES) -> None:
         self.limit, self.bytes = limit, 0
-        self._kept: OrderedDict[tuple[bytes, Tiling], F32] = OrderedDict()
+        self._kept: OrderedDict[tuple[bytes, Cut], F32] = OrderedDict()
 
-    def get(self, picture: Picture, cut: Tiling) -> F32 | None:
+    def get(self, picture: Picture, cut: Cut) -> F32 | None:
         key = (picture.digest, cut)
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def put(self, picture: Picture, cut: Tiling, features: F32) -> None:
+    def put(self, picture: Picture, cut: Cut, features: F32) -> None:
         self._kept[picture.digest, cut] = features
         self.bytes += features.nbytes
         while self.bytes > self.limit:
@@ -70,9 +70,9 @@ class Prefill:
 
 
 class Sequence:
-    """pixels: from a picture and its tiling to what the engine encodes."""
+    """pixels: from a picture and its cut to what the engine encodes."""
 
-    def __init__(self, engine: EngineLike, pixels: Callable[[Picture, Tiling], F32]) -> None:
+    def __init__(self, engine: EngineLike, pixels: Callable[[Picture, Cut], F32]) -> None:
         self.engine, self.features = engine, Features()
         self._pixels = pixels
         self._keys: list[int] = []  # one for each token in the engine's cache
@@ -91,7 +91,7 @@ class Sequence:
         needed = [p for p in prompt.pictures if p.start + p.rows > cost.reused]
         rows, encoded = [], set()
         for placed in needed:
-            features = self.features.get(placed.picture, placed.tiling)
+            features = self.features.get(placed.picture, placed.cut)
             if features is None:
                 check()
                 features = self._encode(placed, cost)
@@ -124,15 +124,15 @@ class Sequence:
 
     def _encode(self, placed: Placed, cost: Prefill) -> F32:
         started = time.perf_counter()
-        pixels = self._pixels(placed.picture, placed.tiling)
+        pixels = self._pixels(placed.picture, placed.cut)
         ready = time.perf_counter()
         features = self.engine.encode(pixels)
         cost.preprocess_s += ready - started
         cost.encode_s += time.perf_counter() - ready
-        self.features.put(placed.picture, placed.tiling, features)
+        self.features.put(placed.picture, placed.cut, features)
         return features
 
 
 def _use(placed: Placed, encoded: bool) -> ImageUse:
-    p, cut = placed.picture, placed.tiling
+    p, cut = placed.picture, placed.cut
     return ImageUse(p.name, p.width, p.height, cut.resized, cut.tiles, placed.rows, encoded)

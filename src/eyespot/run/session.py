@@ -50,7 +50,7 @@ class Session:
         user = processor.message("user", text, images)
         read = time.perf_counter() - started if images else 0.0
         after = self._turns[-1][2] if self._turns else None
-        prompt = processor.chat([*self.messages, user], after, options.get("max_tiles"))
+        prompt = processor.chat([*self.messages, user], after, self.model.rule(options))
 
         def end(answer: Answer) -> None:
             if answer.tokens or answer.stop_reason != "cancelled":

@@ -18,7 +18,7 @@ from eyespot.errors import EyespotError
 from eyespot.families.internvl import MEAN, STD
 from eyespot.tensorfile import read_json
 from eyespot.train.model import Loaded, quiet
-from eyespot.train.objective import Batch, Objective, cross_entropy, logits
+from eyespot.train.objective import Batch, Objective, cross_entropy, logits, look
 from eyespot.train.pixels import Eye
 from eyespot.train.recipe import Recipe
 from eyespot.train.streams import View
@@ -129,8 +129,9 @@ class Logits(Objective):
         if not torch.equal(ours.targets, theirs.targets):
             raise EyespotError("the teacher cuts answers into other tokens", cause="another tokenizer")
         with torch.no_grad():
-            goal = logits(self.teacher, theirs, self.views[1].eye, self.always_see)
-        found, t = logits(self.vlm, ours, self.views[0].eye, self.always_see), self.temperature
+            goal = logits(self.teacher, theirs, look(self.teacher, theirs, self.views[1].eye, self.always_see))
+        found = logits(self.vlm, ours, look(self.vlm, ours, self.views[0].eye, self.always_see))
+        t = self.temperature
         divergence = F.kl_div(
             F.log_softmax(found / t, -1), F.log_softmax(goal / t, -1), reduction="none", log_target=True
         ).sum(-1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +19,11 @@ from torch.nn import functional as F
 
 from eyespot import images
 from eyespot.errors import EyespotError
-from eyespot.tiling import Tiling
+from eyespot.resolution import Cut
 from eyespot.train.data.record import BadRecord, Mark, Record
 from eyespot.train.model import Loaded
-from eyespot.train.objective import Batch, Objective
+from eyespot.train.objective import Answers, Batch, Objective, look
+from eyespot.train.streams import View
 
 NOTHING = 0  # the class of background; UNKNOWN: not learned
 UNKNOWN = -1
@@ -34,15 +34,21 @@ POINTS = (0.25, 0.75)  # of a patch's width, at the middle of its height: letter
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """Turns marks into classes. side: patches a tile has in a row. what, colours: word -> class, from 1."""
+    """Turns marks into classes. side: patches a tile has in a row. what, colours: word -> class, from 1.
+
+    strict: a record without marks is a bad one; else nothing is known of its patches.
+    """
 
     side: int
     what: Mapping[str, int]
     colours: Mapping[str, int]
+    strict: bool = True
 
-    def __call__(self, record: Record, cuts: Sequence[Tiling]) -> npt.NDArray[np.int16]:
+    def __call__(self, record: Record, cuts: Sequence[Cut]) -> npt.NDArray[np.int16]:
         """[t, side, side, 3]: the thing in the left and in the right half of each patch, and the colour in its left.
         BadRecord where nobody knows what the pictures show, or a mark's word has no class."""
+        if record.marks is None and not self.strict:
+            return np.full((sum(cut.tiles for cut in cuts), self.side, self.side, 3), UNKNOWN, np.int16)
         if record.marks is None:
             raise BadRecord(record.place, ["nothing is known of where things are in its pictures"])
         unknown = {mark.what for marks in record.marks for mark in marks} - self.what.keys()
@@ -51,7 +57,7 @@ class Marker:
         found = [
             self._tile(marks, images.size(picture), *place)
             for picture, marks, cut in zip(record.images, record.marks, cuts, strict=True)
-            for place in _places(cut)
+            for place in cut.places()
         ]
         return np.stack(found) if found else np.empty((0, self.side, self.side, 3), np.int16)
 
@@ -68,53 +74,76 @@ class Marker:
                 x1, y1, x2, y2 = mark.box
                 rows, columns = np.nonzero((y >= y1) & (y < y2))[0], np.nonzero((x >= x1) & (x < x2))[0]
                 at = np.ix_(rows, columns)
-                labels[*at, half] = self.what[mark.what]
+                labels[..., half][at] = self.what[mark.what]
                 if half == 0:
-                    labels[*at, 2] = self.colours.get(mark.colour, UNKNOWN)
+                    labels[..., 2][at] = self.colours.get(mark.colour, UNKNOWN)
         return labels
 
 
-def _places(cut: Tiling) -> list[tuple[float, float, float, float]]:
-    """Left, top, width and height of each tile in shares of the picture, its thumbnail last."""
-    w, h = 1 / cut.columns, 1 / cut.rows
-    grid = [(c * w, r * h, w, h) for r in range(cut.rows) for c in range(cut.columns)]
-    return [*grid, (0.0, 0.0, 1.0, 1.0)] if cut.thumbnail else grid
+class Heads(nn.Module):
+    """Reads off the eyes' last layer what each patch shows."""
 
+    def __init__(self, width: int, what: int, colours: int) -> None:
+        super().__init__()
+        self.names = nn.ModuleList(nn.Linear(width, 1 + count) for count in (what, what, colours))
 
-class Labels(Objective):
-    """Cross entropy of what each patch shows, read off the eyes' last layer by heads of its own."""
-
-    def __init__(self, loaded: Loaded) -> None:
-        super().__init__(loaded, "token")
-        what, colours = classes()
-        config = loaded.vlm.config.vision_config
-        side = config.image_size[0] // config.patch_size[0]
-        self.views = (replace(loaded.view, label=Marker(side, what, colours)),)
-        width = config.hidden_size
-        self.heads = nn.ModuleList(nn.Linear(width, 1 + len(c)) for c in (what, what, colours))
-
-    def weight(self, batches: Sequence[Batch]) -> float:
-        labels = batches[0].patches
-        return float(_weights(labels).sum(dtype=torch.float64))
-
-    def forward(self, *batches: Batch) -> Tensor:
-        (batch,) = batches
-        seen = len(batch.tiles) > 0
-        eye = self.views[0].eye
-        tiles = batch.tiles if seen else batch.tiles.new_zeros((1, eye.size, eye.size, 3))
-        tower: Any = self.vlm.model.vision_tower
-        rows = tower(pixel_values=eye.normalized(tiles)).last_hidden_state[:, 1:]
-        rows = F.layer_norm(rows, rows.shape[-1:])
-        if not seen:
-            return rows.sum() * 0
-        labels = batch.patches.flatten(1, 2).long()
+    def forward(self, states: Tensor, patches: Tensor) -> Tensor:
+        """The sum of the weighted cross entropies. states [t, 1 + patches, width], patches i16 [t, side, side, 3]."""
+        rows = F.layer_norm(states[:, 1:], states.shape[-1:])
+        labels = patches.flatten(1, 2).long()
         weights = _weights(labels)
         total = rows.new_zeros((), dtype=torch.float32)
-        for number, head in enumerate(self.heads):
+        for number, head in enumerate(self.names):
             wanted = labels[..., number].flatten()
             losses = F.cross_entropy(head(rows).flatten(0, 1).float(), wanted, ignore_index=UNKNOWN, reduction="none")
             total = total + (losses * weights[..., number].flatten()).sum()
         return total
+
+
+def _eyes(loaded: Loaded, strict: bool) -> tuple[View, Heads]:
+    """How such an objective reads records, and its heads."""
+    what, colours = classes()
+    config = loaded.vlm.config.vision_config
+    side = config.image_size[0] // config.patch_size[0]
+    view = replace(loaded.view, label=Marker(side, what, colours, strict))
+    return view, Heads(config.hidden_size, len(what), len(colours))
+
+
+class Labels(Objective):
+    """Cross entropy of what each patch shows."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded, "token")
+        view, self.heads = _eyes(loaded, strict=True)
+        self.views = (view,)
+
+    def weight(self, batches: Sequence[Batch]) -> float:
+        return float(_weights(batches[0].patches).sum(dtype=torch.float64))
+
+    def forward(self, *batches: Batch) -> Tensor:
+        (batch,) = batches
+        looked = look(self.vlm, batch, self.views[0].eye, always_see=True)
+        if not len(batch.tiles):
+            return looked.last_hidden_state.sum() * 0
+        total: Tensor = self.heads(looked.last_hidden_state, batch.patches)
+        return total
+
+
+class LabelledAnswers(Answers):
+    """Cross entropy of the answers' tokens, and `share` times that of what each patch shows, where that is known."""
+
+    def __init__(self, loaded: Loaded, reduction: str, share: float) -> None:
+        super().__init__(loaded, reduction)
+        view, self.heads = _eyes(loaded, strict=False)
+        self.views, self.share = (view,), share
+
+    def forward(self, *batches: Batch) -> Tensor:
+        (batch,) = batches
+        looked = look(self.vlm, batch, self.views[0].eye, self.always_see)
+        total = self.answers(batch, looked)
+        if not len(batch.tiles):  # all parameters take part, as processes that share them must
+            return total + 0 * sum(p.sum() for p in self.heads.parameters())
+        return total + self.share * self.heads(looked.last_hidden_state, batch.patches)
 
 
 def _weights(labels: Tensor) -> Tensor:

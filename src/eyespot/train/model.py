@@ -103,7 +103,7 @@ def part(name: str) -> str:
 
 
 def prepare(loaded: Loaded, recipe: Recipe, frozen: Mapping[str, bool]) -> None:
-    """Freezes parts, puts in adapters and gradient checkpoints, compiles. frozen: part -> whether its own weights stay."""
+    """Freezes parts, puts in adapters and gradient checkpoints, compiles. frozen: part -> whether its weights stay."""
     vlm, ranks = loaded.vlm, {"llm": recipe.use_llm_lora, "backbone": recipe.use_backbone_lora}
     if recipe.vision_select_layer is not None:
         layers = vlm.config.vision_config.num_hidden_layers

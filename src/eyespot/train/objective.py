@@ -119,7 +119,10 @@ class Answers(Objective):
 
     def forward(self, *batches: Batch) -> Tensor:
         (batch,) = batches
-        return (batch.weights * cross_entropy(logits(self.vlm, batch, self.views[0].eye, self.always_see), batch)).sum()
+        return self.answers(batch, look(self.vlm, batch, self.views[0].eye, self.always_see))
+
+    def answers(self, batch: Batch, looked: Any) -> Tensor:
+        return (batch.weights * cross_entropy(logits(self.vlm, batch, looked), batch)).sum()
 
 
 def cross_entropy(found: Tensor, batch: Batch) -> Tensor:
@@ -127,15 +130,23 @@ def cross_entropy(found: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(found, batch.targets, reduction="none")
 
 
-def logits(vlm: Any, batch: Batch, eye: Eye, always_see: bool = False) -> Tensor:
-    """f32 [m, vocab]: predictions of the learned tokens alone; the head is never run on the rest."""
+def look(vlm: Any, batch: Batch, eye: Eye, always_see: bool = False) -> Any:
+    """What the eyes make of a batch's tiles: last_hidden_state of the encoder, pooler_output of the projector. Without
+    tiles None, or of an empty picture if they must always see."""
+    if len(batch.tiles):
+        return vlm.model.get_image_features(pixel_values=eye.normalized(batch.tiles))
+    if not always_see:
+        return None
+    return vlm.model.get_image_features(pixel_values=eye.normalized(batch.tiles.new_zeros((1, eye.size, eye.size, 3))))
+
+
+def logits(vlm: Any, batch: Batch, looked: Any) -> Tensor:
+    """f32 [m, vocab]: predictions of the learned tokens alone; the head is never run on the rest. looked: by look()."""
     model = vlm.model
     rows = model.get_input_embeddings()(batch.ids)
-    seen = len(batch.tiles) > 0
-    if seen or always_see:
-        tiles = batch.tiles if seen else batch.tiles.new_zeros((1, eye.size, eye.size, 3))
-        features = model.get_image_features(pixel_values=eye.normalized(tiles)).pooler_output.to(rows.dtype)
-        if seen:
+    if looked is not None:
+        features = looked.pooler_output.to(rows.dtype)
+        if len(batch.tiles):
             rows = rows.masked_scatter((batch.ids == vlm.config.image_token_id)[..., None], features)
         else:
             rows = rows + 0 * features.sum()

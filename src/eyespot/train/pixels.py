@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eyespot import images
-from eyespot.tiling import Tiling
+from eyespot.resolution import Cut
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,27 +34,17 @@ class Eye:
     resample: str = "bicubic"
 
     def tiles(
-        self, pictures: Sequence[Source], cuts: Sequence[Tiling], rng: np.random.Generator | None = None
+        self, pictures: Sequence[Source], cuts: Sequence[Cut], rng: np.random.Generator | None = None
     ) -> npt.NDArray[np.uint8]:
         """All tiles [t, size, size, 3] of all pictures, each picture's thumbnail last. rng: pictures are recompressed
         as JPEG of a random quality first. EyespotError for a picture that cannot be read."""
-        from PIL.Image import Resampling
-
-        method, side = Resampling[self.resample.upper()], self.size
-        seen = np.empty((sum(cut.tiles for cut in cuts), side, side, 3), np.uint8)
-        at = 0
+        seen = [np.empty((0, self.size, self.size, 3), np.uint8)]
         for source, cut in zip(pictures, cuts, strict=True):
             image = images.load(source).image
             if rng is not None:
                 image = _recompressed(image, int(rng.integers(QUALITY[0], QUALITY[1] + 1)))
-            count = cut.columns * cut.rows
-            grid = np.asarray(image.resize((cut.columns * side, cut.rows * side), method))
-            grid = grid.reshape(cut.rows, side, cut.columns, side, 3).transpose(0, 2, 1, 3, 4)
-            seen[at : at + count] = grid.reshape(count, side, side, 3)
-            if cut.thumbnail:
-                seen[at + count] = np.asarray(image.resize((side, side), method))
-            at += cut.tiles
-        return seen
+            seen.append(images.tiles(image, cut, self.resample))
+        return np.concatenate(seen)
 
     def normalized(self, tiles: Any) -> Any:
         """Tiles [t, s, s, 3] of bytes, a tensor on any device, as float32 [t, 3, s, s]."""

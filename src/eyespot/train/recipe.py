@@ -140,6 +140,7 @@ class Recipe:
     adam_epsilon: Share = 1e-8
     max_grad_norm: Rate = 1.0
     loss_reduction: Literal["token", "sample", "square"] = "square"
+    label_weight: Rate = 0.0
 
     per_device_train_batch_size: Annotated[int, Span(1, 1 << 16)] = 8
     gradient_accumulation_steps: Annotated[int, Span(1, 1 << 16)] = 1
@@ -373,6 +374,8 @@ def _check(r: Recipe, faults: Faults) -> None:
                 faults.add(f"{key}[{number}]: expected either path or scenes")
     if r.stage == "distil" and r.teacher_model_name_or_path is None:
         faults.add("teacher_model_name_or_path is missing: stage distil learns from it")
+    if r.label_weight and (r.stage in ("create", "distil", "label") or r.teacher_model_name_or_path is not None):
+        faults.add("label_weight is for answers: stages align, tune and transfer, without a teacher")
     if bool(r.general_data) != (r.mix_ratio is not None):
         faults.add("general_data and mix_ratio go together, such as mix_ratio: 1:4")
     if r.general_data and r.stage != "transfer":

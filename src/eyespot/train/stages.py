@@ -1,4 +1,4 @@
-"""The stages in order: create, distil or label, align, tune, transfer. Each takes a checkpoint and leaves one, at OUT/model.
+"""The stages in order: create, distil or label, align, tune, transfer. Each takes a checkpoint and leaves OUT/model.
 
 Knows what a stage freezes and what it minimizes; the loop, the objectives and the files have modules of their own.
 """
@@ -20,7 +20,7 @@ from eyespot.train.data.write import atomic
 from eyespot.train.distill import Features, Logits, open_tower, pair_layers
 from eyespot.train.export import export
 from eyespot.train.journal import plot
-from eyespot.train.label import Labels
+from eyespot.train.label import LabelledAnswers, Labels
 from eyespot.train.loop import Ended, Watch, accelerator, fit
 from eyespot.train.model import Loaded, open_model, prepare
 from eyespot.train.objective import Answers, Objective
@@ -114,6 +114,8 @@ def build(recipe: Recipe) -> tuple[Loaded, Objective]:
     if teacher is not None:
         known = open_model(teacher, recipe.max_dynamic_patch)
         return loaded, Logits(loaded, known, recipe.loss_reduction, recipe.kd_ratio, recipe.kd_temperature)
+    if recipe.label_weight:
+        return loaded, LabelledAnswers(loaded, recipe.loss_reduction, recipe.label_weight)
     return loaded, Answers(loaded, recipe.loss_reduction)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from eyespot import images, limits
 from eyespot.errors import EyespotError
-from eyespot.tiling import Tiling
+from eyespot.resolution import Cut
 from eyespot.train.data.encode import IGNORE, Encoder
 from eyespot.train.data.record import BadRecord, Record, checked
 from eyespot.train.data.sets import Dataset, Joined, open_set
@@ -37,7 +37,7 @@ class View:
 
     encoder: Encoder
     eye: Eye
-    label: Callable[[Record, Sequence[Tiling]], npt.NDArray[np.int16]] | None = None
+    label: Callable[[Record, Sequence[Cut]], npt.NDArray[np.int16]] | None = None
     max_length: int = limits.CONTEXT
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from eyespot import families, images, tiling
+from eyespot import families, images
 from eyespot.checkpoint import open_checkpoint
 from eyespot.errors import EyespotError, UnsupportedModel
 from eyespot.families.internvl import CONTEXT_TOKEN, CONVERSATIONS, Conversation
+from eyespot.resolution import Cut, InternVL
 from eyespot.tensorfile import parse_json, read_bytes
-from eyespot.tiling import Tiling
 from eyespot.train.data.record import IMAGE, BadRecord, Record
 
 IGNORE = -100  # label of a token that is not learned, as torch's cross entropy has it
@@ -36,13 +36,14 @@ class ImageRule:
     max_tiles: int = 12
     thumbnail: bool = True
 
-    def cut(self, record: Record) -> tuple[Tiling, ...]:
+    def cut(self, record: Record) -> tuple[Cut, ...]:
         """How each picture is cut: all of them share max_tiles, as in InternVL's training. Reads pictures' headers."""
         most = record.max_dynamic_patch or self.max_tiles
         each = max(1, most // max(1, len(record.images)))
         sizes = record.sizes or [images.size(picture) for picture in record.images]
         least = min(self.min_tiles, each)
-        return tuple(tiling.tile(*size, self.size, least, each, self.thumbnail) for size in sizes)
+        rule = InternVL(self.size, self.tokens_per_tile, least, each, self.thumbnail)
+        return tuple(rule.cut(*size) for size in sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Encoded:
 
     ids: list[int]
     labels: list[int]
-    tiles: tuple[Tiling, ...]
+    tiles: tuple[Cut, ...]
     image_tokens: int
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eyespot import boxes, images
-from eyespot.boxes import Box, Size
+from eyespot.boxes import Corners, Size
 from eyespot.errors import EyespotError
 from eyespot.train.data import fields
 from eyespot.train.data.record import BadRecord, Place
@@ -54,7 +54,7 @@ def to_stitched(view: str, box: Sequence[float], size: Size) -> tuple[int, int, 
     return boxes.to_thousandths((left + x1 * across, top + y1 * down, left + x2 * across, top + y2 * down), STITCHED)
 
 
-def from_stitched(box: Sequence[float], sizes: Mapping[str, Size]) -> tuple[str, Box]:
+def from_stitched(box: Sequence[float], sizes: Mapping[str, Size]) -> tuple[str, Corners]:
     """The camera in which a box (thousandths of the stitched picture) has its middle, and the box in that camera's
     pixels, cut at its edges. sizes: width and height of each camera's picture."""
     x1, y1, x2, y2 = boxes.to_pixels(box, STITCHED)
