@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "eyespot"
-GROUND = {"errors", "limits", "tensorfile", "images", "resolution", "boxes"}
+GROUND = {"errors", "limits", "tensorfile", "images", "resolution", "boxes", "video"}
 ALLOWED = {
     "errors": set(),
     "limits": set(),
@@ -16,6 +16,7 @@ ALLOWED = {
     "images": {"errors", "limits", "resolution", "boxes"},
     "resolution": {"errors"},
     "boxes": {"errors"},
+    "video": {"errors", "limits", "images"},
     "checkpoint": GROUND,
     "program": GROUND,
     "families": GROUND | {"program"},

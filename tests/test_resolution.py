@@ -247,7 +247,7 @@ def test_budgets() -> None:
     assert Qwen().within(256).cut(4000, 3000).canvas == (504, 364)
     assert LlavaNext(336, 576).within(600).grids == ((1, 1),)
     for rule in (INTERNVL, Fixed(448, 256), LlavaNext(448, 256)):
-        with pytest.raises(UsageError, match="too few image tokens; found 255, expected at least 256"):
+        with pytest.raises(UsageError, match="too few image tokens; found 255; expected at least 256"):
             rule.within(255)
 
 

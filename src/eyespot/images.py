@@ -44,12 +44,13 @@ UPRIGHT = {
 @dataclass(frozen=True, slots=True)
 class Picture:
     """An upright RGB picture. digest: SHA-256 of its size and pixels, so equal pictures are equal however they came.
-    orientation: EXIF's, by which it was set upright."""
+    orientation: EXIF's, by which it was set upright. time: of a clip's frame, in seconds from its beginning."""
 
     image: Image
     name: str
     digest: bytes
     orientation: int = 1
+    time: float | None = None
 
     @property
     def width(self) -> int:

@@ -39,11 +39,13 @@ IMAGES = 256
 # Chat templates.
 TEMPLATE_CHARS = 256 * KIB
 PROMPT_CHARS = 16 * MIB
+SCHEMA_CHARS = MIB
 TEMPLATE_STEPS = 1_000_000  # items that all range() calls of one rendering may yield together
 
 # Training data.
 RECORD_BYTES = 4 * MIB  # one line, or one element of a JSON array; pictures are files of their own
 RECORDS = 100_000_000  # of a set: the index takes 24 bytes each
 SHARD_FILES = 100_000
-VIDEO_FRAMES = 10_000
+VIDEO_FRAMES = 10_000  # of an animation, or pictures in a directory
+FILM_FRAMES = 500_000
 VIDEO_PIXELS = 4_000_000_000  # of all frames of an animation

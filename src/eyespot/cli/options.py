@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 ModelPath = Annotated[str, flag("-m", "--model", help="Directory of a bundle.")]
 Image = Annotated[list[str] | None, flag("--image", metavar="PATH", help="A picture; may be given again.")]
+Video = Annotated[str | None, flag("--video", metavar="PATH", help="A film, an animation, or a directory of frames.")]
+Fps = Annotated[float | None, flag("--fps", help="Frames a second to show of it.  [default: --max-frames, evenly]")]
+MaxFrames = Annotated[int | None, flag("--max-frames", least=1, help="Most frames to show of it.  [default: 8]")]
+VideoStart = Annotated[float | None, flag("--video-start", help="Seconds where the part to be shown begins.")]
+VideoEnd = Annotated[float | None, flag("--video-end", help="Seconds where it ends.")]
 System = Annotated[str | None, flag("--system", help="System prompt instead of the model's own.")]
 MaxTokens = Annotated[int, flag("-n", "--max-tokens", least=1, help="Most tokens of an answer.")]
 CtxSize = Annotated[int, flag("-c", "--ctx-size", least=0, help="Tokens of context; 0: as compiled.")]

@@ -14,6 +14,11 @@ def command(
     model: o.ModelPath,
     prompt: Annotated[str, flag("-p", "--prompt", help="The user's text; - reads stdin.")],
     image: o.Image = None,
+    video: o.Video = None,
+    fps: o.Fps = None,
+    max_frames: o.MaxFrames = None,
+    video_start: o.VideoStart = None,
+    video_end: o.VideoEnd = None,
     system: o.System = None,
     raw: Annotated[bool, flag("--raw", help="Take the prompt as it is, without the chat template.")] = False,
     max_tokens: o.MaxTokens = 256,
@@ -48,8 +53,16 @@ def command(
         raise UsageError("--raw takes no --system", cause="a raw prompt has no turns")
     text = sys.stdin.read(limits.PROMPT_CHARS + 1) if prompt == "-" else prompt
     asked: Any = text
+    if video is not None:
+        if raw or image:
+            raise UsageError("--video goes with neither --raw nor --image")
+        clip = {"video": video, "fps": fps, "max_frames": max_frames, "start": video_start, "end": video_end}
+        asked = [{"role": "user", "content": [{"type": "video", **clip}, {"type": "text", "text": text}]}]
+    elif any(value is not None for value in (fps, max_frames, video_start, video_end)):
+        raise UsageError("--fps, --max-frames, --video-start and --video-end are about a clip", expected="--video")
     if system is not None:
-        asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        turns = asked if isinstance(asked, list) else [{"role": "user", "content": text}]
+        asked = [{"role": "system", "content": system}, *turns]
     settings = o.sampling(max_tokens, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
     settings |= o.seeing(max_tiles, image_tokens, image_ms, image_rule)
     settings["json_schema"] = json_schema

@@ -11,7 +11,7 @@ from eyespot.boxes import Box
 @dataclass(frozen=True, slots=True)
 class ImageUse:
     """One picture as the model saw it: width x height pixels, resized to `resized`, cut into `tiles` (a thumbnail
-    included), worth `tokens`. encoded: False when its features were at hand."""
+    included), worth `tokens`. encoded: False when its features were at hand. time: of a clip's frame, in seconds."""
 
     name: str
     width: int
@@ -20,6 +20,7 @@ class ImageUse:
     tiles: int
     tokens: int
     encoded: bool
+    time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,15 +38,15 @@ def read_schema(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         try:
             with open(text, encoding="utf-8") as file:
-                text = file.read(limits.PROMPT_CHARS + 1)
+                text = file.read(limits.SCHEMA_CHARS + 1)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(
                 f"schema {text!r:.80} cannot be read ({reason})",
                 expected=f"a file, JSON, or one of: {', '.join(NAMED)}",
             ) from None
-    if len(text) > limits.PROMPT_CHARS:
-        raise UsageError("the schema is too long", expected=f"at most {limits.PROMPT_CHARS} characters")
+    if len(text) > limits.SCHEMA_CHARS:
+        raise UsageError("the schema is too long", expected=f"at most {limits.SCHEMA_CHARS} characters")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ Knows one bundle's tokenizer, chat template and image rule; knows no engine and 
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from eyespot import boxes, images, limits, resolution
+from eyespot import boxes, images, limits, resolution, video
 from eyespot.boxes import Box
 from eyespot.bundle.read import Bundle
 from eyespot.errors import EyespotError, UsageError
 from eyespot.images import Picture
 from eyespot.resolution import Cut, Rule
-from eyespot.run.arguments import whole
+from eyespot.run.arguments import real, whole
 from eyespot.tensorfile import read_json
+from eyespot.video import open_clip
 
 if TYPE_CHECKING:
     from eyespot.images import Source
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from eyespot.run.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
+FRAMES = 8  # of a clip, when nobody says: as in InternVL's model cards
 NUMBERED = 4096  # pictures whose keys are remembered
 
 
@@ -128,7 +131,8 @@ class Processor:
     def messages(self, prompt: str | Sequence[Mapping[str, Any]], pictures: Sequence[Source] = ()) -> list[Message]:
         """Checked messages of a prompt, which is the user's text or a list of {"role", "content"}.
 
-        content: a string, or parts {"type": "text", "text"} and {"type": "image", "image": path, bytes or PIL image}.
+        content: a string, or parts {"type": "text", "text"}, {"type": "image", "image": path, bytes or PIL image} and
+        {"type": "video", "video": path, "fps", "max_frames", "start", "end"}.
         pictures: of the user's text, or of the last user message.
         """
         raw: Sequence[Mapping[str, Any]] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -149,6 +153,9 @@ class Processor:
             raise UsageError("message content is malformed", expected="a text or a list of parts")
         loaded = [images.load(p) for p in self._eyes(pictures)]
         parts: list[dict[str, str]] = [{"type": "image"} for _ in loaded]
+        clips = [part for part in content if part.get("type") == "video"]
+        if clips and (len(clips) > 1 or loaded or any(part.get("type") == "image" for part in content)):
+            raise UsageError("a clip and other pictures in one message", expected="one clip, or pictures")
         for part in content:
             match dict(part):
                 case {"type": "text", "text": str(text)}:
@@ -156,14 +163,42 @@ class Processor:
                 case {"type": "image", "image": source}:
                     loaded += [images.load(p) for p in self._eyes([source])]
                     parts.append({"type": "image"})
+                case {"type": "video", "video": source, **how}:
+                    frames = self._frames(source, how)
+                    loaded += frames
+                    parts += [{"type": "image", "label": f"Frame{i}: "} for i in range(1, len(frames) + 1)]
                 case _:
                     raise UsageError(
                         "message part is malformed",
                         found=sorted(map(str, part)),
-                        expected='{"type": "text", "text": ...} or {"type": "image", "image": ...}',
+                        expected='{"type": "text", "text": ...}, or of an image or a video',
                     )
         text = "".join(str(p["text"]) for p in content if p.get("type") == "text")
         return self._arranged(role, text, loaded, parts)
+
+    def _frames(self, source: Any, how: Mapping[str, Any]) -> list[Picture]:
+        """Frames of a clip as pictures of one tile, with their times. how: fps, max_frames, start, end; see Options."""
+        self._eyes([source])
+        if not isinstance(source, str | os.PathLike):
+            raise UsageError("a clip has the wrong type", found=type(source).__name__, expected="a path")
+        if unknown := sorted(set(how) - {"fps", "max_frames", "start", "end"}):
+            raise UsageError("unknown option of a clip", found=unknown[0], expected="fps, max_frames, start, end")
+        given = {key: value for key, value in how.items() if value is not None}
+        fps = real("fps", given["fps"], 1e-3, 1e3) if "fps" in given else None
+        start, end = (real(key, given[key], 0, 1e9) if key in given else None for key in ("start", "end"))
+        most = whole("max_frames", given.get("max_frames", FRAMES), 1, limits.IMAGES)
+        clip = open_clip(source)
+        numbers = clip.within(start, end)
+        if fps is None:
+            numbers = [numbers[i] for i in dict.fromkeys(video.segments(len(numbers), min(most, len(numbers))))]
+        else:
+            numbers = video.at_rate(clip.times, numbers, fps)
+            numbers = [numbers[i] for i in video.evenly(len(numbers), most)]
+        loaded = zip(numbers, clip.read(numbers), strict=True)
+        return [
+            replace(images.load(frame), name=f"{clip.name} {clip.times[n]:.2f} s", time=clip.times[n])
+            for n, frame in loaded
+        ]
 
     def _eyes(self, pictures: Sequence[Source]) -> Sequence[Source]:
         if not isinstance(pictures, list | tuple):
@@ -200,14 +235,16 @@ class Processor:
         """The message with its parts as the template takes them."""
         shown = sum(part["type"] == "image" for part in parts)
         if self.dialect.takes_pictures if shown else not self.dialect.takes_strings:
-            return Message(role, text, tuple(pictures), parts)
+            split = ([{"type": "text", "text": p["label"]}, {"type": "image"}] if "label" in p else [p] for p in parts)
+            return Message(role, text, tuple(pictures), [part for pair in split for part in pair])
         rule, content, number = self.bundle.settings.image, "", 0
         for part in parts:
             if part["type"] == "text":
                 content += part["text"]
             elif rule is not None:
                 number += 1
-                content += (f"Image-{number}: " if shown > 1 else "") + rule.placeholder + "\n"
+                label = part.get("label", f"Image-{number}: " if shown > 1 else "")
+                content += label + rule.placeholder + "\n"
         return Message(role, text, tuple(pictures), content)
 
     # Prompts
@@ -301,10 +338,13 @@ class Processor:
         return rule
 
     def cut(self, picture: Picture, rule: Rule | None = None) -> Cut:
-        """How `rule`, or the bundle's own, cuts a picture."""
+        """How `rule`, or the bundle's own, cuts a picture; a clip's frame is one tile."""
         if self.bundle.settings.image is None:
             raise UsageError("this model has no eyes")
-        return (rule or self.bundle.settings.image.resolution).cut(picture.width, picture.height)
+        rule = rule or self.bundle.settings.image.resolution
+        if picture.time is not None and not isinstance(rule, resolution.Qwen):
+            rule = resolution.other(rule, "fixed")
+        return rule.cut(picture.width, picture.height)
 
     def image_tokens(self, cut: Cut) -> int:
         """Tokens of a picture cut so."""

@@ -135,4 +135,4 @@ class Sequence:
 
 def _use(placed: Placed, encoded: bool) -> ImageUse:
     p, cut = placed.picture, placed.cut
-    return ImageUse(p.name, p.width, p.height, cut.resized, cut.tiles, placed.rows, encoded)
+    return ImageUse(p.name, p.width, p.height, cut.resized, cut.tiles, placed.rows, encoded, p.time)

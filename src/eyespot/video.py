@@ -1,0 +1,235 @@
+"""Clips as frames with their times: films (PyAV), animated GIF and WebP, directories; and which frames are shown.
+
+Ground floor: knows no model. A film is never decoded but for the frames that are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eyespot import images, limits
+from eyespot.errors import EyespotError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+STILLS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+MOVING = {".gif", ".webp"}
+RATE = 1.0  # frames a second of a directory, when nobody says
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """times: when each frame begins, in seconds from the first, rising. end: when the last one ends. size: width and
+    height as shown, (0, 0) where each frame is a file of its own. read(numbers) -> those frames, in rising order."""
+
+    name: str
+    times: tuple[float, ...]
+    end: float
+    size: tuple[int, int]
+    read: Callable[[Sequence[int]], Iterator[Path | Image]]
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, on average."""
+        return len(self.times) / self.end if self.end > 0 else RATE
+
+    def within(self, start: float | None, end: float | None) -> list[int]:
+        """Numbers of the frames that begin in [start, end) seconds; with a start, also the one that is shown then."""
+        first = 0 if start is None else max(0, bisect_right(self.times, start) - 1)
+        found = [i for i in range(first, len(self.times)) if end is None or self.times[i] < end]
+        if not found or (start is not None and start >= self.end):
+            raise UsageError(
+                f"{self.name}: no frame in that time", found=[start or 0, self.end if end is None else end],
+                expected=f"within 0 to {self.end:g} seconds",
+            )  # fmt: skip
+        return found
+
+
+def open_clip(path: str | Path, rate: float | None = None) -> Clip:
+    """The clip at `path`: a directory of pictures in the order of their names, an animation, or a film.
+
+    rate: frames a second of a directory. UsageError for a path that leads nowhere; EyespotError for a clip without
+    frames, one too large, and a film where PyAV is missing or cannot read it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _directory(path, rate)
+    if not path.exists():
+        raise UsageError(f"clip '{path}' cannot be read (no such file or directory)", cause="the path is wrong")
+    if not path.is_file():
+        raise UsageError(f"clip '{path}' is not a file")
+    return _animation(path) if path.suffix.lower() in MOVING else _film(path)
+
+
+def _directory(path: Path, rate: float | None) -> Clip:
+    try:
+        names = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in STILLS)
+    except OSError as error:
+        raise EyespotError(f"{path}: cannot be read ({error.strerror})") from None
+    if not 0 < len(names) <= limits.VIDEO_FRAMES:
+        raise EyespotError(f"{path}: {len(names)} frames", expected=f"1 to {limits.VIDEO_FRAMES}")
+    each = 1 / (rate or RATE)
+    times = tuple(i * each for i in range(len(names)))
+    return Clip(path.name, times, len(names) * each, (0, 0), lambda numbers: iter([names[i] for i in numbers]))
+
+
+def _animation(path: Path) -> Clip:
+    """Its header is checked before a pixel is read."""
+    moving = images.opened(path)
+    total = int(getattr(moving, "n_frames", 1))
+    if total > limits.VIDEO_FRAMES or total * moving.width * moving.height > limits.VIDEO_PIXELS:
+        raise EyespotError(f"{path}: too large", found=f"{total} frames, {moving.width}x{moving.height}")
+    times, at = [], 0.0
+    with _decoding(path):
+        for i in range(total):
+            moving.seek(i)
+            moving.load()  # a WebP tells how long a frame lasts when it is decoded
+            times.append(at)
+            at += moving.info.get("duration", 0) / 1000
+
+    def read(numbers: Sequence[int]) -> Iterator[Image]:
+        for number in numbers:
+            with _decoding(path):
+                moving.seek(number)
+                frame = moving.convert("RGB")
+            yield frame
+
+    return Clip(path.name, tuple(times), at, moving.size, read)
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, ValueError, SyntaxError) as error:
+        raise EyespotError(f"{path}: cannot be decoded ({error})", cause="cut off or corrupted") from None
+
+
+# Films
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ModuleNotFoundError:
+        raise EyespotError(
+            "films need PyAV", cause="pip install eyespot[video]; a directory of frames does without"
+        ) from None
+    av.logging.set_level(av.logging.PANIC)  # what is wrong is told by us, in one line
+    return av
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Container and video stream of a film."""
+    av = _av()
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise EyespotError(f"{path.name}: there is no picture in this file", expected="a film")
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise EyespotError(f"{path.name}: its pictures are in a code nobody here reads")
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if not 0 < width * height <= limits.IMAGE_PIXELS or max(width, height) > limits.IMAGE_SIDE:
+                raise EyespotError(f"{path.name}: frames of {width}x{height} pixels",
+                                   expected=f"1 to {limits.IMAGE_PIXELS} pixels")  # fmt: skip
+            yield container, stream
+    except (av.error.FFmpegError, ValueError) as error:
+        told = getattr(error, "strerror", None) or str(error)
+        raise EyespotError(
+            f"{path.name}: not a film eyespot reads ({told})", cause="another kind of file, cut off or corrupted"
+        ) from None
+
+
+def _film(path: Path) -> Clip:
+    """Its packets are listed, only the first is decoded: times are the file's own, so a variable rate stays exact."""
+    stamps: list[int] = []
+    keys: list[int] = []
+    last = 0
+    with _opened(path) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.pts is None:
+                continue  # the end, or a packet that shows nothing
+            stamps.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append(packet.pts)
+            last = max(last, packet.pts + (packet.duration or 0))
+            if len(stamps) > limits.FILM_FRAMES:
+                raise EyespotError(
+                    f"{path.name}: more than {limits.FILM_FRAMES} frames", cause="cut it: --video takes parts"
+                )
+        base = float(stream.time_base)
+    if not stamps:
+        raise EyespotError(f"{path.name}: a film of no frames", cause="zero length, or without times")
+    stamps.sort()
+    keys.sort()
+    first = stamps[0]
+    times = tuple((stamp - first) * base for stamp in stamps)
+    end = max((last - first) * base, times[-1])
+    shown = next(_frames(path, stamps[:1], keys))
+    return Clip(path.name, times, end, shown.size, lambda numbers: _frames(path, [stamps[i] for i in numbers], keys))
+
+
+def _frames(path: Path, stamps: Sequence[int], keys: Sequence[int]) -> Iterator[Image]:
+    """The frames shown at these times, which rise; from the nearest keyframe on where that is further."""
+    with _opened(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        at: int | None = None  # of the last decoded frame
+        frames: Iterator[Any] = iter(())
+        frame: Any = None
+        for stamp in stamps:
+            key = keys[max(0, bisect_right(keys, stamp) - 1)] if keys else stamp
+            if at is None or key > at:
+                container.seek(key, stream=stream, backward=True)
+                frames, at = container.decode(stream), None
+            while at is None or at < stamp:
+                frame = next(frames, None)
+                if frame is None:
+                    raise EyespotError(f"{path.name}: a frame cannot be decoded", cause="cut off or corrupted")
+                at = frame.pts
+            image = frame.to_image()
+            yield image.rotate(frame.rotation, expand=True) if frame.rotation else image
+
+
+# Which frames
+
+
+def evenly(total: int, most: int) -> list[int]:
+    """The middles of `most` equal parts of `total` frames; all of them when they are no more."""
+    return list(range(total)) if total <= most else [(2 * i + 1) * total // (2 * most) for i in range(most)]
+
+
+def segments(total: int, count: int = 8) -> list[int]:
+    """InternVL's rule: `count` frames at the middles of equal segments, as its model cards compute them."""
+    last = total - 1
+    segment = last / count
+    return [min(last, int(segment / 2 + round(segment * k))) for k in range(count)]
+
+
+def qwen(total: int, rate: float, fps: float = 2.0, least: int = 4, most: int = 768) -> list[int]:
+    """Qwen's rule: `fps` frames a second, at least `least`, at most `most`, an even number, evenly from first to last.
+
+    Source: qwen_vl_utils' smart_nframes and its linspace. A clip of one frame shows it twice.
+    """
+    if total < 2:
+        return [0, 0]
+    floor = max(2, most // 2 * 2)
+    wanted = min(max(total / rate * fps, -(-least // 2) * 2), floor, total)
+    count = max(2, int(wanted) // 2 * 2)
+    return [round(i * (total - 1) / (count - 1)) for i in range(count)]
+
+
+def at_rate(times: Sequence[float], numbers: Sequence[int], fps: float) -> list[int]:
+    """Of the frames `numbers`, those shown at some whole multiple of 1 / fps seconds after the first one began."""
+    begun = [(times[n] - times[numbers[0]]) * fps - 1e-6 for n in numbers]  # in units of 1 / fps
+    ends = [*begun[1:], begun[-1] + 2e-6]
+    return [n for n, begin, end in zip(numbers, begun, ends, strict=True) if math.ceil(begin) < end]

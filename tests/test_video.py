@@ -1,0 +1,194 @@
+"""Clips: times of films with a variable rate, rotation, parts, the models' rules, and files that are none."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from eyespot import limits, video
+from eyespot.errors import EyespotError, UsageError
+from eyespot.video import open_clip
+
+UNEVEN = [0, 40, 80, 200, 210, 600, 640, 1000, 1100, 1900]  # milliseconds
+
+
+def film(path: Path, stamps: list[int], size: tuple[int, int] = (64, 48), codec: str = "mpeg4", turn: int = 0) -> Path:
+    """A film whose frame i is grey 20 * i, shown from stamps[i] ms on."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.gop_size = 4
+        if turn:
+            stream.set_display_rotation(turn)
+        for i, stamp in enumerate(stamps):
+            pixels = np.full((size[1], size[0], 3), 20 * i, np.uint8)
+            if turn:
+                pixels[: size[1] // 2, : size[0] // 2] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = stamp, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def greys(clip: video.Clip, numbers: list[int]) -> list[int]:
+    """Which frames these are, by their pixels."""
+    return [round(np.asarray(frame).mean() / 20) for frame in clip.read(numbers)]
+
+
+# Films
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_times_of_a_variable_rate_are_the_files(tmp_path: Path, codec: str) -> None:
+    clip = open_clip(film(tmp_path / "a.mkv", UNEVEN, codec=codec))
+    assert clip.times == pytest.approx([t / 1000 for t in UNEVEN], abs=1e-6)
+    assert clip.size == (64, 48)
+    assert greys(clip, list(range(10))) == list(range(10))
+    for chosen in ([9], [0, 9], [3, 4, 8], [5, 5], [2, 6, 9]):
+        assert greys(clip, chosen) == chosen
+
+
+def test_a_clip_that_begins_late_begins_at_zero(tmp_path: Path) -> None:
+    clip = open_clip(film(tmp_path / "a.mkv", [5000 + t for t in UNEVEN]))
+    assert clip.times[0] == 0
+    assert clip.times[-1] == pytest.approx(1.9)
+    assert greys(clip, [0, 7]) == [0, 7]
+
+
+@pytest.mark.parametrize(("turn", "corner"), [(90, (0, 1)), (-90, (1, 0)), (180, (1, 1))])
+def test_rotation_is_honoured(tmp_path: Path, turn: int, corner: tuple[int, int]) -> None:
+    """The white quarter of the stored frame stands left above; the film says how it is to be turned."""
+    path = film(tmp_path / "a.mp4", [0, 40, 80], turn=turn)
+    clip = open_clip(path)
+    assert clip.size == ((48, 64) if turn % 180 else (64, 48))
+    (frame,) = clip.read([0])
+    pixels = np.asarray(frame).mean(-1)
+    height, width = pixels.shape
+    quarters = pixels.reshape(2, height // 2, 2, width // 2).mean((1, 3))
+    brightest = np.unravel_index(quarters.argmax(), (2, 2))
+    assert (brightest[1], brightest[0]) == corner  # column, row
+
+
+def test_parts_of_a_film(tmp_path: Path) -> None:
+    clip = open_clip(film(tmp_path / "a.mkv", UNEVEN))
+    assert clip.within(None, None) == list(range(10))
+    assert clip.within(0.1, 0.65) == [2, 3, 4, 5, 6]  # frame 2 is still shown at 0.1 s
+    assert clip.within(0.6, 1.0) == [5, 6]
+    with pytest.raises(UsageError, match="no frame in that time"):
+        clip.within(99, None)
+    with pytest.raises(UsageError, match="no frame in that time"):
+        clip.within(1.5, 1.0)
+
+
+# Which frames
+
+
+@given(st.integers(1, 5000), st.floats(1, 120), st.floats(0.1, 30), st.integers(1, 768))
+def test_qwens_frames_are_the_authors(total: int, rate: float, fps: float, most: int) -> None:
+    """smart_nframes and torch.linspace(...).round() of qwen_vl_utils, written down anew."""
+    found = video.qwen(total, rate, fps, 4, most)
+    if total < 2:
+        assert found == [0, 0]
+        return
+    low, high = math.ceil(4 / 2) * 2, max(math.floor(most / 2) * 2, 2)
+    nframes = min(min(max(total / rate * fps, low), high), total)
+    nframes = max(math.floor(nframes / 2) * 2, 2)
+    assert found == np.linspace(0, total - 1, nframes).round().astype(int).tolist()
+    assert len(found) % 2 == 0
+
+
+@given(st.integers(1, 5000), st.integers(1, 32))
+def test_internvls_frames_are_the_model_cards(total: int, count: int) -> None:
+    segment = float(total - 1) / count
+    indices = np.array([int((segment / 2) + np.round(segment * i)) for i in range(count)])
+    assert video.segments(total, count) == np.minimum(indices, total - 1).tolist()
+
+
+def test_evenly() -> None:
+    assert video.evenly(3, 40) == [0, 1, 2]
+    assert video.evenly(8, 2) == [2, 6]
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.floats(0.5, 30))
+def test_frames_at_a_rate_are_those_shown_then(steps: list[int], fps: float) -> None:
+    times = np.cumsum([0, *steps]).astype(float) / 1000
+    found = video.at_rate(times.tolist(), list(range(len(times))), fps)
+    shown = {int(np.searchsorted(times, k / fps + 2e-7, side="right")) - 1 for k in range(int(times[-1] * fps + 1) + 1)
+             if k / fps <= times[-1] + 1e-9}  # fmt: skip
+    near = {i for i, t in enumerate(times) if abs(t * fps - round(t * fps)) < 1e-5}  # where a thousandth decides
+    assert set(found) - near == shown - near
+
+
+# Directories, and what is no clip
+
+
+def test_a_directory_has_the_rate_one_says(tmp_path: Path) -> None:
+    for i in range(5):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert open_clip(tmp_path).times == (0, 1, 2, 3, 4)
+    clip = open_clip(tmp_path, rate=10)
+    assert clip.times == pytest.approx((0, 0.1, 0.2, 0.3, 0.4))
+    assert [path.name for path in clip.read([1, 3])] == ["1.png", "3.png"]  # type: ignore[union-attr]
+
+
+def test_what_is_no_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = film(tmp_path / "whole.mp4", UNEVEN).read_bytes()
+    sound = tmp_path / "sound.wav"
+    sound.write_bytes(
+        b"RIFF\x2c\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0data\x08\0\0\0" + bytes(8)
+    )
+    cases = {
+        "empty.mp4": b"", "text.mp4": b"not a film", "half.mp4": whole[: len(whole) // 3],
+        "head.mkv": b"\x1aE\xdf\xa3" * 9,
+    }  # fmt: skip
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(EyespotError, match=name):
+            list(open_clip(tmp_path / name).read([0]))
+    with pytest.raises(EyespotError, match="no picture in this file"):
+        open_clip(sound)
+    (tmp_path / "wrong.jpg").write_bytes(whole)  # the name does not matter
+    assert len(open_clip(tmp_path / "wrong.jpg").times) == 10
+    with pytest.raises(UsageError, match="the path is wrong"):
+        open_clip(tmp_path / "gone.mp4")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(EyespotError, match="0 frames"):
+        open_clip(tmp_path / "nothing")
+    monkeypatch.setattr(limits, "FILM_FRAMES", 9)
+    with pytest.raises(EyespotError, match="more than 9 frames"):
+        open_clip(tmp_path / "whole.mp4")
+    monkeypatch.setattr(limits, "FILM_FRAMES", 10)
+    monkeypatch.setattr(limits, "IMAGE_PIXELS", 64 * 47)
+    with pytest.raises(EyespotError, match="frames of 64x48 pixels"):
+        open_clip(tmp_path / "whole.mp4")
+
+
+def test_damage_in_the_middle_is_an_error_or_a_frame(tmp_path: Path) -> None:
+    whole = bytearray(film(tmp_path / "whole.mkv", UNEVEN).read_bytes())
+    rng, told = np.random.default_rng(1), []
+    for n in range(60):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), 20):
+            damaged[at] = int(rng.integers(256))
+        path = tmp_path / f"{n}.mkv"
+        path.write_bytes(damaged)
+        try:
+            clip = open_clip(path)
+            for frame in clip.read(list(range(len(clip.times)))):
+                assert frame.size == clip.size  # type: ignore[union-attr]
+        except EyespotError as error:
+            told.append(str(error))
+    assert told  # most are broken
+    assert not any("\n" in line for line in told)
