@@ -31,6 +31,7 @@ using namespace nb::literals;
 namespace {
 
 using FloatsIn = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using IntsIn = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 using TokensIn = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class Number>
 using Numbers = nb::ndarray<nb::numpy, Number>;
@@ -79,35 +80,48 @@ class Engine {
     d["prefill_chunk"] = info_.prefill_chunk, d["image_token_id"] = info_.image_token_id;
     d["threads"] = info_.threads, d["processors"] = info_.processors;
     d["tile_size"] = info_.tile_size, d["tile_tokens"] = info_.tile_tokens, d["tile_batch"] = info_.tile_batch;
+    d["tile_channels"] = info_.tile_channels, d["tile_patches"] = info_.tile_patches, d["axes"] = info_.axes;
     d["arena_bytes"] = info_.arena_bytes, d["weight_bytes"] = info_.weight_bytes, d["kv_bytes"] = info_.kv_bytes;
     d["isa"] = info_.isa, d["kv_type"] = info_.kv_type;
     return d;
   }
 
-  Floats encode(const FloatsIn& pixels) {
+  Floats encode(const FloatsIn& pixels, const std::optional<IntsIn>& places, const std::optional<IntsIn>& windows,
+                const std::optional<IntsIn>& frames) {
     const Use use(*this);
-    const auto side = static_cast<size_t>(info_.tile_size);
+    const auto side = static_cast<size_t>(info_.tile_size), channels = static_cast<size_t>(info_.tile_channels);
     if (side == 0) raise(ES_USAGE, "this model has no eyes: it cannot encode pictures");
-    if (pixels.ndim() != 4 || pixels.shape(1) != 3 || pixels.shape(2) != side || pixels.shape(3) != side ||
+    if (pixels.ndim() != 4 || pixels.shape(1) != channels || pixels.shape(2) != side || pixels.shape(3) != side ||
         pixels.shape(0) > INT32_MAX)
-      raise(ES_USAGE,
-            "pixels are misshapen; expected [tiles, 3, " + std::to_string(side) + ", " + std::to_string(side) + "]");
+      raise(ES_USAGE, "pixels are misshapen; expected [tiles, " + std::to_string(channels) + ", " +
+                          std::to_string(side) + ", " + std::to_string(side) + "]");
+    const size_t patches = pixels.shape(0) * static_cast<size_t>(info_.tile_patches);
+    if (places && (places->ndim() != 2 || places->shape(0) != patches || places->shape(1) != 2))
+      raise(ES_USAGE, "places are misshapen; expected [" + std::to_string(patches) + ", 2]");
+    for (const auto* runs : {&windows, &frames})
+      if (*runs && ((*runs)->ndim() != 1 || (*runs)->shape(0) != patches))
+        raise(ES_USAGE, "windows and frames are misshapen; expected [" + std::to_string(patches) + "]");
     const auto tiles = static_cast<int32_t>(pixels.shape(0));
     const size_t rows = static_cast<size_t>(tiles) * static_cast<size_t>(info_.tile_tokens);
     const auto width = static_cast<size_t>(info_.hidden_size);
     Buffer<> out(rows * width);
-    work([&] { return es_encode(engine_, pixels.data(), tiles, out.data.get()); });
+    work([&] {
+      if (!places && !windows && !frames) return es_encode(engine_, pixels.data(), tiles, out.data.get());
+      return es_encode_at(engine_, pixels.data(), tiles, places ? places->data() : nullptr,
+                          windows ? windows->data() : nullptr, frames ? frames->data() : nullptr, out.data.get());
+    });
     return out.array({rows, width});
   }
 
-  Floats prefill(const TokensIn& tokens, const std::optional<FloatsIn>& features, int want) {
+  Floats prefill(const TokensIn& tokens, const std::optional<FloatsIn>& features, int want,
+                 const std::optional<IntsIn>& positions) {
     const Use use(*this);
     const size_t vocab = static_cast<size_t>(info_.vocab_size), n = tokens.shape(0);
     if (want < 0 || static_cast<size_t>(want) > n)
       raise(ES_USAGE, "want is " + std::to_string(want) + "; expected 0 to " + std::to_string(n));
     check_room(n);
     Buffer<> out(static_cast<size_t>(want) * vocab);
-    append(tokens, features, want, out.data.get());
+    append(tokens, features, positions, want, out.data.get());
     return out.array({static_cast<size_t>(want), vocab});
   }
 
@@ -119,10 +133,10 @@ class Engine {
     return out.array({vocab});
   }
 
-  void feed(const TokensIn& tokens, const std::optional<FloatsIn>& features) {
+  void feed(const TokensIn& tokens, const std::optional<FloatsIn>& features, const std::optional<IntsIn>& positions) {
     const Use use(*this);
     check_room(tokens.shape(0));
-    append(tokens, features, 1, nullptr);
+    append(tokens, features, positions, 1, nullptr);
   }
 
   nb::tuple top(int k) {
@@ -211,8 +225,12 @@ class Engine {
     if (n > static_cast<size_t>(info_.ctx_size)) raise(ES_USAGE, "more tokens than the context holds");
   }
 
-  void append(const TokensIn& tokens, const std::optional<FloatsIn>& features, int want, float* logits) {
+  void append(const TokensIn& tokens, const std::optional<FloatsIn>& features, const std::optional<IntsIn>& positions,
+              int want, float* logits) {
     int32_t rows = 0;
+    if (positions && (positions->ndim() != 2 || positions->shape(0) != tokens.shape(0) ||
+                      positions->shape(1) != static_cast<size_t>(info_.axes)))
+      raise(ES_USAGE, "positions are misshapen; expected [tokens, " + std::to_string(info_.axes) + "]");
     if (features) {
       const auto width = static_cast<size_t>(info_.hidden_size);
       if (features->ndim() != 2 || features->shape(1) != width || features->shape(0) > INT32_MAX)
@@ -221,7 +239,8 @@ class Engine {
     }
     const auto n = static_cast<int32_t>(tokens.shape(0));
     work([&] {
-      return es_prefill(engine_, tokens.data(), n, features ? features->data() : nullptr, rows, want, logits);
+      return es_prefill_at(engine_, tokens.data(), n, positions ? positions->data() : nullptr,
+                           features ? features->data() : nullptr, rows, want, logits);
     });
   }
 
@@ -373,10 +392,12 @@ NB_MODULE(_native, m) {
       .def(nb::init<const std::string&, int, int, const std::string&>(), "path"_a, "threads"_a = 0, "ctx_size"_a = 0,
            "isa"_a = "")
       .def_prop_ro("info", &Engine::info)
-      .def("encode", &Engine::encode, "pixels"_a)
-      .def("prefill", &Engine::prefill, "tokens"_a, "features"_a = nb::none(), "want"_a = 1)
+      .def("encode", &Engine::encode, "pixels"_a, "places"_a = nb::none(), "windows"_a = nb::none(),
+           "frames"_a = nb::none())
+      .def("prefill", &Engine::prefill, "tokens"_a, "features"_a = nb::none(), "want"_a = 1,
+           "positions"_a = nb::none())
       .def("decode", &Engine::decode, "token"_a)
-      .def("feed", &Engine::feed, "tokens"_a, "features"_a = nb::none())
+      .def("feed", &Engine::feed, "tokens"_a, "features"_a = nb::none(), "positions"_a = nb::none())
       .def("top", &Engine::top, "k"_a)
       .def("logits", &Engine::logits)
       .def("profile", &Engine::profile, "on"_a)

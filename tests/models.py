@@ -19,6 +19,7 @@ CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 IMAGE_TOKENS = (
     "<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>",
 )  # fmt: skip
+QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -52,9 +53,16 @@ def corpus() -> tuple[str, ...]:
     return tuple(line for doc in docs for line in doc.splitlines() if line)
 
 
+Marks = bool | tuple[str, ...]  # of pictures: none, InternVL's, or these
+
+
+def _marks(images: Marks) -> tuple[str, ...]:
+    return images if isinstance(images, tuple) else IMAGE_TOKENS if images else ()
+
+
 @lru_cache
-def tokenizer_json(images: bool = False) -> str:
-    """A byte-level BPE of 384 tokens; chat tokens follow, then, with `images`, the nine of InternVL, which end it."""
+def tokenizer_json(images: Marks = False) -> str:
+    """A byte-level BPE of 384 tokens; chat tokens follow, then those of pictures (True: InternVL's nine), last."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -64,18 +72,18 @@ def tokenizer_json(images: bool = False) -> str:
         vocab_size=384, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    names = CHAT_TOKENS + (IMAGE_TOKENS if images else ())
+    names = CHAT_TOKENS + _marks(images)
     tokenizer.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
     return tokenizer.to_str()
 
 
-def token_ids(images: bool = False) -> dict[str, int]:
+def token_ids(images: Marks = False) -> dict[str, int]:
     """The added tokens' ids."""
     return {t["content"]: t["id"] for t in json.loads(tokenizer_json(images))["added_tokens"]}
 
 
-def vocab_size(images: bool = False) -> int:
-    return 384 + len(CHAT_TOKENS) + (len(IMAGE_TOKENS) if images else 0)
+def vocab_size(images: Marks = False) -> int:
+    return 384 + len(CHAT_TOKENS) + len(_marks(images))
 
 
 def randomize(model: Any, seed: int) -> Any:
@@ -101,7 +109,7 @@ def write(
     directory: str | Path,
     config: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    images: bool = False,
+    images: Marks = False,
     dtype: str = "float32",
     chat_template: str | None = CHATML,
 ) -> None:
@@ -127,7 +135,7 @@ def write(
         "tokenizer_config.json": settings,
         "generation_config.json": {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]], "do_sample": False},
     }
-    if images:
+    if images is True:
         files["preprocessor_config.json"] = {"crop_to_patches": True, "image_mean": MEAN, "image_std": STD}
     for name, value in files.items():
         (directory / name).write_text(json.dumps(value, indent=2))
@@ -409,6 +417,59 @@ def tiny_internvl(
         },
     }
     write(directory, config, tensors, images=True, dtype=dtype, chat_template=None)
+    return model
+
+
+QWEN_VISION: dict[str, Any] = {
+    "depth": 3,
+    "hidden_size": 48,
+    "intermediate_size": 52,
+    "num_heads": 3,
+    "patch_size": 14,
+    "window_size": 112,
+    "fullatt_block_indexes": [1],
+    "tokens_per_second": 2,
+}
+
+
+def tiny_qwen2_5_vl(
+    directory: str | Path,
+    seed: int = 0,
+    dtype: str = "float32",
+    early_names: bool = False,
+    vision: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """Qwen2_5_VLForConditionalGeneration; early_names: the authors' flat config and names. No chat template."""
+    import transformers
+
+    ids = token_ids(QWEN_TOKENS)
+    text = {**TEXT, "vocab_size": vocab_size(QWEN_TOKENS), "bos_token_id": None, "eos_token_id": ids["<|im_end|>"]}
+    text |= {"hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 1, "layer_types": None}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={**text, "rope_parameters": rope, "tie_word_embeddings": True, **settings},
+        vision_config={**QWEN_VISION, "out_hidden_size": 60, **(vision or {})},
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
+    model = _rounded(randomize(transformers.Qwen2_5_VLForConditionalGeneration(config), seed), dtype)
+    raw, tensors = _config(model), _weights(model)
+    if early_names:
+        inner = raw.pop("text_config")
+        scaling = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+        left_out = ("rope_parameters", "model_type", "layer_types", "architectures")
+        flat = {key: value for key, value in inner.items() if key not in left_out}
+        raw = {**flat, **raw, "rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+        tensors = {
+            name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor
+            for name, tensor in tensors.items()
+        }
+    write(directory, raw, tensors, images=QWEN_TOKENS, dtype=dtype, chat_template=None)
     return model
 
 

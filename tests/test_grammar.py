@@ -90,7 +90,8 @@ def test_schemas_of_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1]")
     for text, fault in (
         (str(tmp_path / "gone.json"), "cannot be read"), ("{", "not JSON"),
-        (str(tmp_path / "list.json"), "not an object"), ("{" + " " * 2_000_000, "too long"), ('{"a":' * 5000, "not JSON"),
+        (str(tmp_path / "list.json"), "not an object"), ("{" + " " * 2_000_000, "too long"),
+        ('{"a":' * 5000, "not JSON"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=fault):
             read_schema(text)

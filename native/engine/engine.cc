@@ -157,20 +157,19 @@ class Engine {
     if (graphs_.size() == 2) {
       out.tile_size = static_cast<int32_t>(info.tile_size), out.tile_tokens = static_cast<int32_t>(info.tile_tokens);
       out.tile_batch = static_cast<int32_t>(program_.memory.units[T]);
+      out.tile_channels = static_cast<int32_t>(info.tile_channels);
+      out.tile_patches = static_cast<int32_t>(graphs_[1].place_rows.per);
     }
+    out.axes = static_cast<int32_t>(graphs_[0].positions ? AXES : 1);
     out.arena_bytes = program_.memory.arena_bytes, out.weight_bytes = weight_bytes_, out.kv_bytes = kv_bytes_;
     std::strncpy(out.isa, isa_name(isa_), sizeof out.isa - 1);
     std::strncpy(out.kv_type, kv_type_name(program_.memory.kv_type), sizeof out.kv_type - 1);
   }
 
   void encode(const float* pixels, int32_t tiles, float* features) {
-    check_surroundings();
-    if (graphs_.size() < 2) fail_with(ES_USAGE, "this model has no eyes: it cannot encode pictures");
-    if (tiles < 1 || tiles > limits::TILES || pixels == nullptr || features == nullptr)
-      fail_with(ES_USAGE, "tiles", tiles, "1 to " + str(limits::TILES) + " with pixels and room for their features");
-    last_row_ = nullptr;
+    check_eyes(pixels, tiles, features, limits::TILES, false);
     const Info& info = program_.info;
-    const int64_t tile_pixels = 3 * info.tile_size * info.tile_size,
+    const int64_t tile_pixels = info.tile_channels * info.tile_size * info.tile_size,
                   tile_features = info.tile_tokens * info.hidden_size;
     for (int64_t done = 0, batch; done < tiles; done += batch) {
       batch = std::min<int64_t>(program_.memory.units[T], tiles - done);
@@ -181,10 +180,33 @@ class Engine {
     }
   }
 
-  void prefill(const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows, int32_t want,
-               float* logits) {
+  void encode_at(const float* pixels, int32_t tiles, const int32_t* places, const int32_t* windows, const int32_t* frames,
+                 float* features) {
+    check_eyes(pixels, tiles, features, program_.memory.units[T], true);
+    const Info& info = program_.info;
+    const BoundGraph& vision = graphs_[1];
+    const Counts counts{1, 0, 0, tiles, 0};
+    const int64_t rows = vision.place_rows.at(counts);
+    if (places == nullptr || windows == nullptr || frames == nullptr)
+      fail_with(ES_USAGE, "patches without their places, windows and frames");
+    for (int64_t i = 0; i < 2 * rows; ++i)
+      if (places[i] < 0 || places[i] > limits::CONTEXT)
+        fail_with(ES_USAGE, "place " + str(i), places[i], "0 to " + str(limits::CONTEXT));
+    for (const int32_t* runs : {windows, frames})
+      for (int64_t i = 1; i < rows; ++i)
+        if (runs[i] < runs[i - 1]) fail_with(ES_USAGE, "windows and frames of patches must not fall");
+    Run run{pool_, counts, 0, nullptr, nullptr, nullptr, pixels};
+    run.positions = places, run.runs[0] = windows, run.runs[1] = frames;
+    if (vision.rope.inv_freq != nullptr) vision.rope.fill(places, rows);
+    walk(1, vision.blocks, run);
+    std::memcpy(features, vision.output, static_cast<size_t>(tiles * info.tile_tokens * info.hidden_size) * sizeof(float));
+  }
+
+  void prefill(const int32_t* tokens, int32_t n, const int32_t* positions, const float* features, int32_t feature_rows,
+               int32_t want, float* logits) {
     check_surroundings();
     check_prefill(tokens, n, features, feature_rows, want);
+    place(positions, n);
     last_row_ = nullptr;
     const Info& info = program_.info;
     const BoundGraph& text = graphs_[0];
@@ -192,7 +214,10 @@ class Engine {
       chunk = std::min<int64_t>(program_.memory.units[N], n - done);
       const int64_t images = eyes() ? std::count(tokens + done, tokens + done + chunk, info.image_token_id) : 0;
       Run run{pool_, {1, chunk, 0, 0, images}, past_, tokens + done, wanted_.data(), features, nullptr};
-      if (text.rope.inv_freq != nullptr) text.rope.fill(past_, chunk);
+      if (text.positions)
+        text.rope.fill(run.positions = positions_.data() + past_ * AXES, chunk);
+      else if (text.rope.inv_freq != nullptr)
+        text.rope.fill(past_, chunk);
       walk(0, text.blocks, run);
       const int64_t first_wanted = std::max<int64_t>(done, n - want);
       for (int64_t row = first_wanted; row < done + chunk; row += run.counts[O]) {
@@ -259,6 +284,34 @@ class Engine {
 
  private:
   bool eyes() const { return graphs_[0].features; }
+
+  void check_eyes(const float* pixels, int32_t tiles, const float* features, int64_t most, bool at) {
+    check_surroundings();
+    if (graphs_.size() < 2) fail_with(ES_USAGE, "this model has no eyes: it cannot encode pictures");
+    if (at != (graphs_[1].place_rows.per != 0))
+      fail_with(ES_USAGE, at ? "this model's tiles have no places" : "this model's patches have places: es_encode_at");
+    if (tiles < 1 || tiles > most || pixels == nullptr || features == nullptr)
+      fail_with(ES_USAGE, "tiles", tiles, "1 to " + str(most) + " with pixels and room for their features");
+    last_row_ = nullptr;
+  }
+
+  // Writes down the positions of n new tokens: those given, or on from the largest so far.
+  void place(const int32_t* positions, int32_t n) {
+    if (!graphs_[0].positions) {
+      if (positions != nullptr) fail_with(ES_USAGE, "this model's tokens stand one after the other: it takes no positions");
+      return;
+    }
+    if (positions != nullptr)
+      for (int64_t i = 0; i < n * AXES; ++i)
+        if (positions[i] < 0 || positions[i] > limits::CONTEXT)
+          fail_with(ES_USAGE, "position " + str(i), positions[i], "0 to " + str(limits::CONTEXT));
+    positions_.resize(static_cast<size_t>(ctx_ * AXES));
+    int32_t next = 0;
+    for (int64_t i = 0; i < past_ * AXES; ++i) next = std::max(next, positions_[static_cast<size_t>(i)] + 1);
+    int32_t* to = positions_.data() + past_ * AXES;
+    for (int64_t i = 0; i < n * AXES; ++i)
+      to[i] = positions != nullptr ? positions[i] : next + static_cast<int32_t>(i / AXES);
+  }
 
   // What others may have done since the last call, and what would hang or kill the process if it went unnoticed.
   void check_surroundings() const {
@@ -347,6 +400,7 @@ class Engine {
   Mapping arena_;
   std::vector<BoundGraph> graphs_;
   std::vector<int32_t> wanted_;
+  std::vector<int32_t> positions_;  // [ctx][AXES] of the tokens in the sequence, where the model takes them
   std::vector<Candidate> best_;     // of es_top, k a member
   std::vector<es_op_cost> costs_;   // by Step::number
   bool profiled_ = false;
@@ -388,13 +442,23 @@ int es_encode(es_engine* engine, const float* pixels, int32_t tiles, float* feat
   return guarded([&] { engine->engine.encode(pixels, tiles, features); });
 }
 
+int es_encode_at(es_engine* engine, const float* pixels, int32_t tiles, const int32_t* places, const int32_t* windows,
+                 const int32_t* frames, float* features) {
+  return guarded([&] { engine->engine.encode_at(pixels, tiles, places, windows, frames, features); });
+}
+
 int es_prefill(es_engine* engine, const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows,
                int32_t want, float* logits) {
-  return guarded([&] { engine->engine.prefill(tokens, n, features, feature_rows, want, logits); });
+  return guarded([&] { engine->engine.prefill(tokens, n, nullptr, features, feature_rows, want, logits); });
+}
+
+int es_prefill_at(es_engine* engine, const int32_t* tokens, int32_t n, const int32_t* positions, const float* features,
+                  int32_t feature_rows, int32_t want, float* logits) {
+  return guarded([&] { engine->engine.prefill(tokens, n, positions, features, feature_rows, want, logits); });
 }
 
 int es_decode(es_engine* engine, int32_t token, float* logits) {
-  return guarded([&] { engine->engine.prefill(&token, 1, nullptr, 0, 1, logits); });
+  return guarded([&] { engine->engine.prefill(&token, 1, nullptr, nullptr, 0, 1, logits); });
 }
 
 int32_t es_past(const es_engine* engine) { return engine->engine.past(); }

@@ -77,6 +77,21 @@ class Binder {
       bad("input " + str(i) + " must be the graph's '" + name + "'");
   }
 
+  // Input i must be the graph's positions of the rows of input 0, one for each axis: how many.
+  int64_t placed(size_t i) const {
+    given(i, g_ == 0 ? "positions" : "places");
+    if (rows(i) != rows(0)) bad("positions are of " + shape_text({rows(i)}) + " rows, not of " + shape_text({rows(0)}));
+    return in(i).shape[1].per;
+  }
+
+  // Input i must be one of the graph's numberings of the rows of input 0: which.
+  int run_input(size_t i) const {
+    const bool windows = in(i).input >= 0 && graph.inputs[static_cast<size_t>(in(i).input)].first == "windows";
+    given(i, windows ? "windows" : "frames");
+    if (rows(i) != rows(0)) bad("runs are of " + shape_text({rows(i)}) + " rows, not of " + shape_text({rows(0)}));
+    return windows ? 0 : 1;
+  }
+
   // Rows that come in whole groups: a tile's tokens.
   void grouped(size_t i, int64_t group) const {
     if (rows(i).per % group != 0)
@@ -201,17 +216,28 @@ class Binder {
     step.keep = others > 0 || width * static_cast<int64_t>(sizeof(float)) > WORK_BYTES;
   }
 
-  const RopeTable& rope_table(int64_t rotary, float factor) {
+  // axes: of the positions that each row has; 0: it has one, past and on.
+  const RopeTable& rope_table(Dim rows, int64_t rotary, float factor, int64_t axes) {
     const float* inv_freq = floats("inv_freq", {rotary / 2});
+    std::vector<int32_t> axis;
+    if (axes != 0) {
+      const float* numbers = floats("axis", {rotary / 2});
+      for (int64_t i = 0; i < rotary / 2; ++i) {
+        if (!(numbers[i] >= 0 && numbers[i] < static_cast<float>(axes)) || numbers[i] != std::floor(numbers[i]))
+          bad("axis " + str(i) + " is none of " + str(axes));
+        axis.push_back(static_cast<int32_t>(numbers[i]));
+      }
+    }
     RopeTable& table = bound_.rope;
     if (table.inv_freq == nullptr) {
-      const int64_t half = memory.units[N] * (rotary / 2);
+      const int64_t half = product(rows.at(memory.units), rotary / 2, "rope");
       if (memory.rope[g_].bytes < 2 * half * 4)
         bad("memory.rope has " + str(memory.rope[g_].bytes) + " bytes, expected " + str(2 * half * 4));
       float* cos = reinterpret_cast<float*>(arena_ + memory.rope[g_].offset);
-      table = {inv_freq, rotary / 2, factor, cos, cos + half};
+      table.inv_freq = inv_freq, table.half = rotary / 2, table.factor = factor;
+      table.cos = cos, table.sin = cos + half, table.axis = axis, table.axes = axes;
     }
-    if (table.inv_freq != inv_freq || table.half != rotary / 2 || table.factor != factor)
+    if (table.inv_freq != inv_freq || table.half != rotary / 2 || table.factor != factor || table.axis != axis)
       bad("uses another rope table than the op before");
     return table;
   }
@@ -245,10 +271,10 @@ class Binder {
   }
 
   // Keys and values of every sequence of `group` rows.
-  Place group_cache(Dim rows, int64_t group, int64_t kv_heads, int64_t head_dim, KvType type) const {
+  Place group_cache(int64_t groups, int64_t group, int64_t kv_heads, int64_t head_dim, KvType type) const {
     const CacheLayout layout = cache_layout(type, kv_heads, head_dim, group);
     const int64_t room = cache_layout(KvType::f32, kv_heads, head_dim, group).bytes;  // whatever this processor takes of it
-    const int64_t bytes = product(rows.at(memory.units) / group, room, "memory.group_kv");
+    const int64_t bytes = product(groups, room, "memory.group_kv");
     if (memory.group_kv.bytes < bytes)
       bad("memory.group_kv has " + str(memory.group_kv.bytes) + " bytes, expected " + str(bytes));
     return place(memory.group_kv, layout);
@@ -408,66 +434,105 @@ Bound bind_norm(Binder& b) {
   return step;
 }
 
+// at: each row has a position for every axis, the second input; else one, past and on.
+template <bool at>
 Bound bind_rope(Binder& b) {
   auto step = make<RopeStep>();
   const float* x = b.matrix(0);
   const int64_t width = b.columns(0);
-  b.tokens_rows(0);
+  int64_t axes = 0;
+  if constexpr (at) {
+    axes = b.placed(1);
+  } else {
+    b.tokens_rows(0);
+  }
   const int64_t head_dim = b.integer("head_dim", 2, limits::DIM), heads = b.integer("heads", 1, limits::HEADS);
   const int64_t rotary = b.integer("rotary_dim", 2, head_dim);
   if (rotary % 2 != 0) b.bad("rotary_dim " + str(rotary) + " is odd");
   if (heads * head_dim > width) b.bad(str(heads) + " heads of " + str(head_dim) + " do not fit a row of " + str(width));
-  const RopeTable& table = b.rope_table(rotary, b.number("factor"));
-  step->rope = b.kernels.rope_f32;
+  const RopeTable& table = b.rope_table(b.rows(0), rotary, b.number("factor"), axes);
+  step->rope = b.kernels.rope_f32, step->rows = b.rows(0);
   step->args = {x, b.out(b.rows(0), width), table.cos, table.sin, 0, width, heads, head_dim, rotary};
   b.result(step->args.y);
   return step;
 }
 
-Bound bind_attention(Binder& b) {
-  auto step = make<AttentionStep>();
-  step->x = b.matrix(0), step->rows = b.rows(0);
-  const int64_t heads = b.integer("heads", 1, limits::HEADS), kv_heads = b.integer("kv_heads", 1, limits::HEADS);
-  const int64_t d = b.integer("head_dim", 1, limits::DIM), width = b.columns(0);
-  if (heads % kv_heads != 0) b.bad(str(heads) + " heads do not share " + str(kv_heads) + " key/value heads evenly");
-  if (width != (heads + 2 * kv_heads) * d)
-    b.bad("row is " + str(width) + " wide, expected (heads + 2 kv_heads) * head_dim");
-  if (d > HEAD_DIM) fail_with(ES_UNSUPPORTED, "attention heads are too long", d, "at most " + str(HEAD_DIM));
-  const int64_t layer = b.integer("layer", -1, limits::LAYERS), group = b.integer("group", 0, limits::CONTEXT);
-  const int64_t window = b.integer("window", 0, INT32_MAX);
-  if ((layer >= 0) == (group > 0)) b.bad("name a cache layer or a group, not both");
-  const Kernels& k = b.kernels;
-  const KvType type = group ? b.group_type(group, kv_heads, d) : b.memory.kv_type;
+struct Heads {
+  int64_t all, kv, dim;
+};
+
+Heads read_heads(const Binder& b) {
+  const Heads h{b.integer("heads", 1, limits::HEADS), b.integer("kv_heads", 1, limits::HEADS),
+                b.integer("head_dim", 1, limits::DIM)};
+  if (h.all % h.kv != 0) b.bad(str(h.all) + " heads do not share " + str(h.kv) + " key/value heads evenly");
+  if (b.columns(0) != (h.all + 2 * h.kv) * h.dim)
+    b.bad("row is " + str(b.columns(0)) + " wide, expected (heads + 2 kv_heads) * head_dim");
+  if (h.dim > HEAD_DIM) fail_with(ES_UNSUPPORTED, "attention heads are too long", h.dim, "at most " + str(HEAD_DIM));
+  return h;
+}
+
+void choose_kernels(AttentionStep& step, const Kernels& k, KvType type) {
+  AttentionStep* const to = &step;
   switch (type) {
     case KvType::f32:
-      step->store = k.store_f32, step->attention = k.attention_f32, step->attention_span = k.attention_span_f32;
+      to->store = k.store_f32, to->attention = k.attention_f32, to->attention_span = k.attention_span_f32;
       break;
     case KvType::f16:
-      step->store = k.store_f16, step->attention = k.attention_f16, step->attention_span = k.attention_span_f16;
+      to->store = k.store_f16, to->attention = k.attention_f16, to->attention_span = k.attention_span_f16;
       break;
     case KvType::int8:
-      step->store = k.store_int8, step->attention = k.attention_int8, step->attention_span = k.attention_span_int8;
+      to->store = k.store_int8, to->attention = k.attention_int8, to->attention_span = k.attention_span_int8;
       break;
     case KvType::int16:
-      step->store = k.store_int16, step->attention = k.attention_int16, step->attention_span = nullptr;
-      step->numbers = "int16";
+      to->store = k.store_int16, to->attention = k.attention_int16, to->attention_span = nullptr;
+      to->numbers = "int16";
       break;
   }
-  step->merge = k.merge_f32;
-  float* out = b.out(b.rows(0), heads * d);
-  b.result(out);
+  to->merge = k.merge_f32;
+}
+
+void place_attention(Binder& b, AttentionStep& step, const Heads& h, const Binder::Place& place, int64_t window) {
+  step.x = b.matrix(0), step.rows = b.rows(0);
+  const CacheLayout& layout = place.layout;
+  step.cache = place.cache, step.kv_heads = h.kv;
+  step.head_bytes = layout.head, step.head_keys = layout.keys, step.sequence_bytes = layout.bytes;
+  step.key_bytes = 2 * (layout.head / layout.keys + (layout.scales ? 4 : 0));
+  AttentionArgs& a = step.args;
+  a = {};
+  a.out = b.out(b.rows(0), h.all * h.dim), a.q_stride = b.columns(0), a.out_stride = h.all * h.dim;
+  a.heads = h.all / h.kv, a.head_dim = h.dim, a.window = window, a.scale = b.number("scale");
+  b.result(a.out);
+}
+
+Bound bind_attention(Binder& b) {
+  auto step = make<AttentionStep>();
+  const Heads h = read_heads(b);
+  const int64_t layer = b.integer("layer", -1, limits::LAYERS), group = b.integer("group", 0, limits::CONTEXT);
+  if ((layer >= 0) == (group > 0)) b.bad("name a cache layer or a group, not both");
+  const KvType type = group ? b.group_type(group, h.kv, h.dim) : b.memory.kv_type;
+  choose_kernels(*step, b.kernels, type);
   if (group)
     b.grouped(0, group);
   else
-    b.tokens_rows(0), step->partial = b.partial(heads, d);
-  const auto [cache, layout] = group ? b.group_cache(b.rows(0), group, kv_heads, d, type) : b.cache(layer, kv_heads, d);
-  step->cache = cache, step->kv_heads = kv_heads, step->group = group;
-  step->head_bytes = layout.head, step->head_keys = layout.keys, step->sequence_bytes = layout.bytes;
-  step->key_bytes = 2 * (layout.head / layout.keys + (layout.scales ? 4 : 0));
-  AttentionArgs& a = step->args;
-  a = {};
-  a.out = out, a.q_stride = width, a.out_stride = heads * d;
-  a.heads = heads / kv_heads, a.head_dim = d, a.window = window, a.scale = b.number("scale");
+    b.tokens_rows(0), step->partial = b.partial(h.all, h.dim);
+  step->group = group;
+  const Binder::Place place =
+      group ? b.group_cache(b.rows(0).at(b.memory.units) / group, group, h.kv, h.dim, type) : b.cache(layer, h.kv, h.dim);
+  place_attention(b, *step, h, place, b.integer("window", 0, INT32_MAX));
+  return step;
+}
+
+Bound bind_attention_runs(Binder& b) {
+  auto step = make<AttentionRuns>();
+  const Heads h = read_heads(b);
+  step->which = b.run_input(1);
+  const int64_t rows = b.rows(0).at(b.memory.units);
+  step->room = run_keys(rows);
+  const KvType type = b.group_type(step->room, h.kv, h.dim);
+  choose_kernels(*step, b.kernels, type);
+  step->group = 0;
+  place_attention(b, *step, h, b.group_cache(1, step->room, h.kv, h.dim, type), 0);
+  step->runs.reserve(static_cast<size_t>(rows));
   return step;
 }
 
@@ -585,8 +650,10 @@ const Rule OPS[] = {
     {"head", 1, {"weight", "bias?"}, {}, bind_linear},
     {"rms_norm", 1, {"weight"}, {"eps"}, bind_norm<false>},
     {"layer_norm", 1, {"weight", "bias"}, {"eps"}, bind_norm<true>},
-    {"rope", 1, {"inv_freq"}, {"heads", "head_dim", "rotary_dim", "factor"}, bind_rope},
+    {"rope", 1, {"inv_freq"}, {"heads", "head_dim", "rotary_dim", "factor"}, bind_rope<false>},
+    {"rope_at", 2, {"inv_freq", "axis"}, {"heads", "head_dim", "rotary_dim", "factor"}, bind_rope<true>},
     {"attention", 1, {}, {"heads", "kv_heads", "head_dim", "scale", "layer", "group", "window"}, bind_attention},
+    {"attention_runs", 2, {}, {"heads", "kv_heads", "head_dim", "scale"}, bind_attention_runs},
     {"gelu", 1, {}, {"tanh"}, bind_gelu},
     {"swiglu", 1, {}, {}, bind_swiglu},
     {"add", 2, {"scale?"}, {"alpha"}, bind_add},
@@ -628,22 +695,34 @@ BoundGraph Binder::bind() {
   const Info& info = program.info;
   const std::vector<std::pair<std::string, Value>> text = {{"tokens", {{{1, N}}, true}},
                                                            {"rows", {{{1, O}}, true}},
-                                                           {"features", {{{1, F}, {info.hidden_size, FIXED}}, false}}};
+                                                           {"features", {{{1, F}, {info.hidden_size, FIXED}}, false}},
+                                                           {"positions", {{{1, N}, {AXES, FIXED}}, true}}};
+  const Dim side{info.tile_size, FIXED};
+  const auto given = std::find_if(graph.inputs.begin(), graph.inputs.end(), [](const auto& i) { return i.first == "places"; });
+  const Dim rows{given == graph.inputs.end() ? 1 : given->second.shape[0].per, T};  // patches a tile
   const std::vector<std::pair<std::string, Value>> vision = {
-      {"pixels", {{{1, T}, {3, FIXED}, {info.tile_size, FIXED}, {info.tile_size, FIXED}}, false}}};
+      {"pixels", {{{1, T}, {info.tile_channels, FIXED}, side, side}, false}},
+      {"places", {{rows, {2, FIXED}}, true}},
+      {"windows", {{rows}, true}},
+      {"frames", {{rows}, true}}};
+  if (given != graph.inputs.end()) bound_.place_rows = rows;
   const auto& expected = g_ == 0 ? text : vision;
   for (size_t i = 0; i < graph.inputs.size(); ++i) {
     const auto& [name, value] = graph.inputs[i];
     const auto want = std::find_if(expected.begin(), expected.end(), [&](const auto& e) { return e.first == name; });
     if (want == expected.end() || want->second.shape != value.shape || want->second.is_int != value.is_int)
       fail("graph '" + graph.name + "': input '" + shown(name) + "' is not as it should be", shape_text(value.shape),
-           want == expected.end() ? std::string("tokens, rows, features or pixels") : shape_text(want->second.shape));
+           want == expected.end() ? std::string("tokens, rows, features, positions, pixels, places, windows or frames")
+                                  : shape_text(want->second.shape));
     values_[name] = {value.shape, value.is_int, static_cast<int>(i), nullptr};
   }
   for (size_t i = 0; i < (g_ == 0 ? 2 : 1); ++i)
     if (values_.count(expected[i].first) == 0)
       fail("graph '" + graph.name + "' lacks the input '" + expected[i].first + "'");
   bound_.features = values_.count("features") != 0;
+  bound_.positions = g_ == 0 && values_.count("positions") != 0;
+  if (g_ == 1 && graph.inputs.size() != (bound_.place_rows.per ? 4 : 1))
+    fail("graph 'vision': places, windows and frames come together", graph.inputs.size(), "one input or four");
   if ((bound_.features || g_ == 1) && (info.image_token_id < 0 || info.tile_size < 1 || info.tile_tokens < 1))
     fail("info does not describe the model's eyes", Nothing{}, "image_token_id, tile_size and tile_tokens");
 
@@ -691,13 +770,20 @@ BoundGraph Binder::bind() {
 
 }  // namespace
 
+void RopeTable::row(int64_t r, int64_t i, int64_t position) const {
+  const float angle = static_cast<float>(position) * inv_freq[i];
+  cos[r * half + i] = static_cast<float>(std::cos(static_cast<double>(angle))) * factor;
+  sin[r * half + i] = static_cast<float>(std::sin(static_cast<double>(angle))) * factor;
+}
+
 void RopeTable::fill(int64_t past, int64_t rows) const {
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < half; ++i) {
-      const float angle = static_cast<float>(past + r) * inv_freq[i];
-      cos[r * half + i] = static_cast<float>(std::cos(static_cast<double>(angle))) * factor;
-      sin[r * half + i] = static_cast<float>(std::sin(static_cast<double>(angle))) * factor;
-    }
+    for (int64_t i = 0; i < half; ++i) row(r, i, past + r);
+}
+
+void RopeTable::fill(const int32_t* positions, int64_t rows) const {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < half; ++i) row(r, i, positions[r * axes + axis[static_cast<size_t>(i)]]);
 }
 
 BoundGraph bind_graph(const Program& program, size_t g, std::byte* arena, const Kernels& kernels, const Parts& parts,

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/fail.h"
 #include "engine/file.h"
 #include "engine/pool.h"
 #include "engine/program.h"
@@ -25,8 +26,16 @@ struct Run {
   const int32_t* tokens;  // [n]
   const int32_t* wanted;  // [o], each below n
   const float* features;  // [f][hidden]
-  const float* pixels;    // [t][3][s][s]
+  const float* pixels;    // [t][channels][s][s]
+  const int32_t* positions = nullptr;  // text: [n][axes]; vision: [rows][axes] of `places`
+  const int32_t* runs[2] = {};         // vision: the number of each row's window, and of its frame; they rise
 };
+
+constexpr int64_t AXES = 3;  // of a token's position: time, height, width
+
+// Keys that runs of `rows` rows take: each run has whole blocks of keys. A picture's last window alone is no multiple of a
+// block, so one block more is enough; frames are encoded one a call.
+inline int64_t run_keys(int64_t rows) { return round_up(rows, PANEL) + PANEL; }
 
 // What one call of a step reads (weights, and keys and values of the cache) and multiplies.
 struct Cost {
@@ -51,13 +60,19 @@ struct BoundBlock {
   bool whole = true;  // false: the rest of this block's ops are over wanted rows and stand in BoundGraph::wanted
 };
 
-// cos and sin of position * inv_freq, filled once a chunk.
+// cos and sin of position * inv_freq, filled once a chunk: of one position a row, past and on, or of one for each axis.
 struct RopeTable {
   const float* inv_freq = nullptr;
   int64_t half = 0;
   float factor = 1;
   float *cos = nullptr, *sin = nullptr;
+  std::vector<int32_t> axis;  // of each frequency; empty: positions are implied
+  int64_t axes = 0;
   void fill(int64_t past, int64_t rows) const;
+  void fill(const int32_t* positions, int64_t rows) const;
+
+ private:
+  void row(int64_t r, int64_t i, int64_t position) const;
 };
 
 struct BoundGraph {
@@ -66,6 +81,8 @@ struct BoundGraph {
   RopeTable rope;
   const float* output = nullptr;
   bool features = false;  // takes feature rows, one for each image token
+  bool positions = false;  // text: takes a position for each axis of each token
+  Dim place_rows{0, T};   // vision: rows of `places` and runs; {0, T} where it takes none
 };
 
 // Where the tensors of a part come from.

@@ -13,7 +13,7 @@ namespace eyespot {
 namespace {
 
 // Ops that may write onto their first input, when nothing needs it later.
-constexpr const char* IN_PLACE[] = {"rope", "add", "scale", "gelu", "position", "merge", "rms_norm", "layer_norm"};
+constexpr const char* IN_PLACE[] = {"rope", "rope_at", "add", "scale", "gelu", "position", "merge", "rms_norm", "layer_norm"};
 
 class Live {
  public:

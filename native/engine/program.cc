@@ -121,6 +121,7 @@ Info read_info(const Json& json) {
   info.image_token_id = integer("image_token_id", -1, info.vocab_size - 1);
   info.tile_size = integer("tile_size", 0, limits::IMAGE_SIDE);
   info.tile_tokens = integer("tile_tokens", 0, limits::CONTEXT);
+  info.tile_channels = json.find("tile_channels") ? integer("tile_channels", 1, 64) : 3;
   return info;
 }
 
@@ -141,7 +142,7 @@ Memory read_memory(const Json& json) {
   memory.units[FIXED] = 1;
   memory.units[N] = units.at("n", w).integer("memory.units.n", 1, limits::CHUNK_ROWS);
   memory.units[O] = units.at("o", w).integer("memory.units.o", 1, limits::CHUNK_ROWS);
-  memory.units[T] = units.at("t", w).integer("memory.units.t", 1, limits::TILES);
+  memory.units[T] = units.at("t", w).integer("memory.units.t", 1, limits::UNITS);
   memory.units[F] = 0;
   memory.ctx = json.at("ctx", w).integer("memory.ctx", 1, limits::CONTEXT);
   const int64_t arena = memory.arena_bytes =

@@ -63,6 +63,7 @@ struct Weight {
 
 struct Info {
   int64_t vocab_size, hidden_size, max_position, image_token_id, tile_size, tile_tokens;
+  int64_t tile_channels;  // 3; 6 where a tile is two frames
 };
 
 struct Span {

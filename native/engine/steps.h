@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "engine/fail.h"
 #include "engine/ops.h"
@@ -141,8 +142,9 @@ struct NormStep : RowStep {
 struct RopeStep : Step {
   void (*rope)(const RopeArgs&);
   RopeArgs args;
+  Dim rows;
   void operator()(const Run& run) const {
-    by_rows(run, run.counts[N], args.width, [&](int64_t first, int64_t last, const Member&) {
+    by_rows(run, rows.at(run.counts), args.width, [&](int64_t first, int64_t last, const Member&) {
       RopeArgs a = args;
       a.x += first * a.width, a.y += first * a.width, a.rows = last - first;
       a.cos += first * (a.rotary / 2), a.sin += first * (a.rotary / 2);
@@ -265,6 +267,65 @@ struct AttentionStep : Step {
       seen += visible, most = std::max(most, visible);
     }
     return {most * kv_heads * key_bytes, 2 * seen * queries};
+  }
+};
+
+// Rows that see those of their own run, all of them; runs follow each other, each of any length.
+struct AttentionRuns : AttentionStep {
+  struct Part {
+    int64_t row, length, key;  // where it begins among the rows, and among the keys
+  };
+  int which;     // of Run::runs
+  int64_t room;  // keys
+  mutable std::vector<Part> runs;  // of this call; as much room as rows
+
+  void find(const Run& run, int64_t n) const {
+    const int32_t* number = run.runs[which];
+    runs.clear();
+    for (int64_t row = 0, key = 0; row < n;) {
+      int64_t end = row + 1;
+      while (end < n && number[end] == number[row]) ++end;
+      runs.push_back({row, end - row, key});
+      key += round_up(end - row, PANEL);
+      row = end;
+    }
+    const Part& last = runs.back();
+    if (last.key + round_up(last.length, PANEL) > room)
+      fail_with(ES_USAGE, "the picture's windows need more room", last.key + round_up(last.length, PANEL),
+                "at most " + str(room) + " keys", "several pictures or frames in one call");
+  }
+
+  void operator()(const Run& run) const {
+    const int64_t n = rows.at(run.counts), d = args.head_dim;
+    find(run, n);
+    const auto count = static_cast<int64_t>(runs.size());
+    by_tasks(run, count * kv_heads, [&](int64_t task, const Member&) {
+      const Part& part = runs[static_cast<size_t>(task / kv_heads)];
+      const int64_t h = task % kv_heads;
+      const float* k = x + part.row * args.q_stride + (kv_heads * args.heads + h) * d;
+      Cache to = head(0, h);
+      skip(to, part.key);
+      store({k, k + kv_heads * d, to, args.q_stride, d, 0, part.length});
+    });
+    int64_t longest = 0;
+    for (const Part& part : runs) longest = std::max(longest, part.length * args.heads);
+    const int64_t tile = std::min<int64_t>(QUERIES, round_up(longest, PANEL));
+    const int64_t tiles = (longest + tile - 1) / tile;  // of the longest run; shorter ones pass over theirs
+    by_tasks(run, count * kv_heads * tiles, [&](int64_t task, const Member& member) {
+      const Part& part = runs[static_cast<size_t>(task / tiles / kv_heads)];
+      const int64_t h = task / tiles % kv_heads, first = task % tiles * tile, all = part.length * args.heads;
+      if (first >= all) return;
+      AttentionArgs a = queries(0, part.row, h, first, std::min(all, first + tile), -1, part.length);
+      skip(a.cache, part.key);
+      a.work = member.work;
+      attention(a);
+    });
+  }
+
+  Cost costs(const Run&) const {
+    int64_t pairs = 0;
+    for (const Part& part : runs) pairs += part.length * part.length;
+    return {0, 2 * pairs * args.heads * kv_heads * args.head_dim};
   }
 };
 

@@ -19,7 +19,7 @@ extern "C" {
 #define ES_API
 #endif
 
-#define ES_ABI_VERSION 3
+#define ES_ABI_VERSION 4
 
 /* Statuses equal the exit codes of the command line. */
 enum { ES_OK = 0, ES_FAILED = 1, ES_USAGE = 2, ES_UNSUPPORTED = 3, ES_CANCELLED = 130 };
@@ -37,6 +37,9 @@ typedef struct {
   int32_t processors;                         /* that this process may use; more threads than these only cost */
   int32_t image_token_id;                     /* -1: no eyes */
   int32_t tile_size, tile_tokens, tile_batch; /* pixels a side; feature rows a tile; tiles encoded at once */
+  int32_t tile_channels;                      /* 3; 6 where a tile is of two frames */
+  int32_t tile_patches;                       /* 0; patches a tile, where the eyes take pictures of any size */
+  int32_t axes;                               /* 1; numbers in a token's position, where es_prefill_at gives them */
   int64_t arena_bytes, weight_bytes, kv_bytes;
   char isa[16], kv_type[8];
 } es_info;
@@ -46,8 +49,15 @@ ES_API int es_open(const char* dir, const es_options* options, es_engine** out);
 ES_API void es_close(es_engine* engine);
 ES_API int es_get_info(const es_engine* engine, es_info* out);
 
-/* pixels: float32 [tiles][3][tile_size][tile_size], normalized. features: float32 [tiles * tile_tokens][hidden_size]. */
+/* pixels: float32 [tiles][tile_channels][tile_size][tile_size], normalized. features: float32 [tiles * tile_tokens]
+ * [hidden_size]. */
 ES_API int es_encode(es_engine* engine, const float* pixels, int32_t tiles, float* features);
+
+/* The same for eyes of any resolution (tile_patches > 0): one picture, or one pair of frames, of at most tile_batch tiles.
+ * places: [tiles * tile_patches][2], row and column of each patch; windows, frames: [tiles * tile_patches], numbers that
+ * never fall: patches of the same window, or frame, see each other. */
+ES_API int es_encode_at(es_engine* engine, const float* pixels, int32_t tiles, const int32_t* places,
+                        const int32_t* windows, const int32_t* frames, float* features);
 
 /* Appends n tokens to the sequence, in chunks of at most prefill_chunk. The j-th token equal to image_token_id takes
  * row j of features; feature_rows must be their number. logits: float32 [want][vocab_size], those after the last `want`
@@ -56,6 +66,11 @@ ES_API int es_encode(es_engine* engine, const float* pixels, int32_t tiles, floa
  * ask es_past. */
 ES_API int es_prefill(es_engine* engine, const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows,
                       int32_t want, float* logits);
+
+/* es_prefill of tokens at positions [n][axes], for a model whose axes are more than one; NULL: they go on, all axes alike,
+ * from one more than the largest so far. */
+ES_API int es_prefill_at(es_engine* engine, const int32_t* tokens, int32_t n, const int32_t* positions,
+                         const float* features, int32_t feature_rows, int32_t want, float* logits);
 
 /* es_prefill of one token and its logits, or NULL. */
 ES_API int es_decode(es_engine* engine, int32_t token, float* logits);

@@ -44,13 +44,20 @@ UPRIGHT = {
 @dataclass(frozen=True, slots=True)
 class Picture:
     """An upright RGB picture. digest: SHA-256 of its size and pixels, so equal pictures are equal however they came.
-    orientation: EXIF's, by which it was set upright. time: of a clip's frame, in seconds from its beginning."""
+    orientation: EXIF's, by which it was set upright. time: of a clip's frame, in seconds from its beginning. frames: of
+    a clip that is shown as one picture, an even number; seconds: from one pair of them to the next."""
 
     image: Image
     name: str
     digest: bytes
     orientation: int = 1
     time: float | None = None
+    frames: tuple[Image, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def frame_pairs(self) -> int:
+        return max(1, len(self.frames) // 2)
 
     @property
     def width(self) -> int:

@@ -34,6 +34,7 @@ IMAGE_FILE_BYTES = 20 * MIB
 IMAGE_PIXELS = 33_000_000
 IMAGE_SIDE = 16_384
 TILES = 256
+UNITS = 1 << 14  # tiles of one token, that eyes of any resolution take in one call
 IMAGES = 256
 
 # Chat templates.

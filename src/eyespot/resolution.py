@@ -63,10 +63,17 @@ class Cut:
 
 
 class Rule(Protocol):
-    """One way to cut pictures. name: its key in RULES."""
+    """One way to cut pictures. name: its key in RULES. size: pixels a side of one of the engine's tiles, each of which
+    is worth tokens_per_tile."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def tokens_per_tile(self) -> int: ...
 
     def cut(self, width: int, height: int) -> Cut:
         """How a picture of width x height pixels is cut. EyespotError for a size that the rule cannot take."""
@@ -275,18 +282,26 @@ def _fitting(candidates: Sequence[Grid], tokens: int, each: int) -> tuple[Grid, 
 @dataclass(frozen=True, slots=True)
 class Qwen:
     """Qwen's smart resize: the picture's own size, its sides rounded to whole tokens, scaled where it has too many or
-    too few pixels. One tile of that size; `merge` x `merge` patches of `patch` pixels are a token."""
+    too few pixels. One tile of that size; `merge` x `merge` patches of `patch` pixels are a token.
+
+    window: tokens a side of the windows within which patches see each other. tokens_per_second: of a film, in which its
+    positions count.
+    """
 
     patch: int = 14
     merge: int = 2
     min_pixels: int = 4 * 28 * 28
     max_pixels: int = 16384 * 28 * 28
+    window: int = 4
+    tokens_per_second: float = 2.0
 
     name = "qwen2_5_vl"
+    tokens_per_tile = 1  # of the engine's
     MOST_ASPECT = 200
 
     @property
-    def factor(self) -> int:
+    def size(self) -> int:
+        """Pixels a side of a token."""
         return self.patch * self.merge
 
     def cut(self, width: int, height: int) -> Cut:
@@ -295,7 +310,7 @@ class Qwen:
                 "the picture is too narrow", found=f"{width}x{height} pixels",
                 expected=f"sides of at most {self.MOST_ASPECT}:1", cause="Qwen's models take no narrower ones: crop it",
             )  # fmt: skip
-        f = self.factor
+        f = self.size
         w, h = max(f, round(width / f) * f), max(f, round(height / f) * f)
         if w * h > self.max_pixels:
             shrink = math.sqrt(width * height / self.max_pixels)
@@ -308,16 +323,16 @@ class Qwen:
         return Cut(1, 1, (w, h), (w, h))
 
     def tokens(self, cut: Cut) -> int:
-        return cut.tile[0] * cut.tile[1] // (self.factor * self.factor)
+        return cut.tile[0] * cut.tile[1] // (self.size * self.size)
 
     def within(self, tokens: int) -> Qwen:
         if tokens < 1:
             raise _too_few(tokens, 1)
-        most = min(self.max_pixels, tokens * self.factor * self.factor)
+        most = min(self.max_pixels, tokens * self.size * self.size)
         return replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
 
     def most(self) -> int:
-        return self.max_pixels // (self.factor * self.factor)
+        return self.max_pixels // (self.size * self.size)
 
 
 RULES: dict[str, type[Fixed] | type[InternVL] | type[LlavaNext] | type[BlueLMV] | type[Qwen]] = {

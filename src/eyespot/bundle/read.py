@@ -101,13 +101,10 @@ def open_bundle(path: str | Path, verify: Verify = "auto") -> Bundle:
         verified = True
     outline = _outline(read_json(path / PROGRAM), files)
     settings = Settings.parse(read_json(path / CONFIG), outline.ctx, outline.info.vocab_size)
-    if (
-        settings.image is not None
-        and getattr(settings.image.resolution, "size", outline.info.tile_size) != outline.info.tile_size
-    ):
+    if settings.image is not None and settings.image.resolution.size != outline.info.tile_size:
         raise EyespotError(
             f"{CONFIG}: image.size is not what the model was compiled for",
-            found=getattr(settings.image.resolution, "size", None),
+            found=settings.image.resolution.size,
             expected=outline.info.tile_size,
         )
     return Bundle(path, manifest, files, outline, settings, verified)
@@ -253,6 +250,7 @@ BOUNDS = {
     "image_token_id": (-1, limits.VOCAB),
     "tile_size": (0, limits.IMAGE_SIDE),
     "tile_tokens": (0, limits.CONTEXT),
+    "tile_channels": (1, 64),
     "memory.ctx": (1, limits.CONTEXT),
     "memory.units.n": (1, limits.CHUNK_ROWS),
     "memory.arena_bytes": (0, limits.ARENA_BYTES),

@@ -204,4 +204,6 @@ RESOLUTION: dict[str, Check] = {
     "merge": _whole(1, 64),
     "min_pixels": _whole(1, limits.IMAGE_PIXELS),
     "max_pixels": _whole(1, limits.IMAGE_PIXELS),
+    "window": _whole(1, limits.IMAGE_SIDE),
+    "tokens_per_second": _real(0, 1000),
 }

@@ -37,6 +37,7 @@ def command(
     ] = None,
     prefill_chunk: Annotated[int, typer.Option(help="Most tokens of one prefill step.")] = 128,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side of a tile.  [default: the model's]")] = None,
+    image_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a picture.")] = None,
     tensor_scheme: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,6 +71,7 @@ def command(
         ctx_size=ctx_size,
         prefill_chunk=prefill_chunk,
         image_size=image_size,
+        image_tokens=image_tokens,
         tensor_schemes=tuple(tensor_scheme or ()),
         check=check,
         check_prompt=check_prompt,

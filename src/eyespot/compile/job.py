@@ -65,7 +65,8 @@ class Options:
     scheme: of the language model's matrices; 'gguf': each as the file has it. The head of a 4-bit one takes 8 bits.
     ctx_size: tokens (None: 1024, with eyes room for the largest picture; never more than the model was made for).
     prefill_chunk: rows a call.
-    image_size: pixels a side of a tile. tensor_schemes: 'REGEX=SCHEME' overrides, first match wins.
+    image_size: pixels a side of a tile. image_tokens: most tokens of a picture.
+    tensor_schemes: 'REGEX=SCHEME' overrides, first match wins.
     check: 'none', 'layers' or 'full'. min_cosine: every block must be at least this close to float32.
     """
 
@@ -75,6 +76,7 @@ class Options:
     ctx_size: int | None = None
     prefill_chunk: int = 128
     image_size: int | None = None
+    image_tokens: int | None = None
     tensor_schemes: tuple[str, ...] = ()
     check: str = "none"
     check_prompt: str = "1+1="

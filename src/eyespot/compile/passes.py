@@ -6,7 +6,9 @@ Nothing touches the disk before `write`; nothing is seen under the bundle's name
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
 import eyespot
 from eyespot import families, limits
@@ -23,6 +25,7 @@ from eyespot.program.transforms import materialize, source_faults
 from eyespot.quantize.formats import F32, LAYOUT, SCHEMES, Scheme, parse
 from eyespot.quantize.recipe import AS_STORED, NO_TWIN, assign, default_rules, parse_rule, split_matches, twin_rules
 from eyespot.quantize.report import best_tokens, measure
+from eyespot.resolution import Qwen, Rule
 
 TALK = 768  # tokens of prompt and answer beside the largest picture, when nobody says how large a context should be
 DEFAULT_CTX, CTX_STEP = 1024, 256
@@ -61,8 +64,8 @@ def build(job: Job) -> None:
     def built(ctx_size: int | None) -> families.Built:
         return families.build(job.source.config, shapes, o.image_size, ctx_size, token_ids, pictures)
 
-    job.ctx_size = default_ctx(built(None)) if o.ctx_size is None else o.ctx_size
-    job.built = built(job.ctx_size)  # anew: rope rules and windows go by the context
+    job.ctx_size = default_ctx(within(built(None), o.image_tokens)) if o.ctx_size is None else o.ctx_size
+    job.built = within(built(job.ctx_size), o.image_tokens)  # anew: rope rules and windows go by the context
     job.program = job.built.program
     job.warnings += job.built.warnings
     if job.built.unknown_keys:
@@ -71,11 +74,26 @@ def build(job: Job) -> None:
         raise UsageError("the model has no eyes, so no image size", found=o.image_size)
 
 
+def picture_rule(image: Mapping[str, Any]) -> Rule:
+    """How a bundle with these image settings cuts pictures."""
+    return ImageRule.parse("image", dict(image)).resolution
+
+
+def within(built: families.Built, tokens: int | None) -> families.Built:
+    """The same model, whose pictures take at most so many tokens. UsageError when they cannot."""
+    if tokens is None:
+        return built
+    if built.image is None:
+        raise UsageError("the model has no eyes, so no image tokens", found=tokens)
+    rule = picture_rule(built.image).within(tokens)
+    return replace(built, image={**built.image, **asdict(rule)})  # type: ignore[call-overload]
+
+
 def default_ctx(built: families.Built) -> int:
     """Tokens of context when nobody says: with eyes, for a picture of the most tiles and some talk about it."""
     info, image, wanted = built.program.info, built.image, DEFAULT_CTX
     if image is not None:
-        largest = ImageRule.parse("image", dict(image)).resolution.most()
+        largest = picture_rule(image).most()
         wanted = -(-(largest + TALK) // CTX_STEP) * CTX_STEP
     return min(wanted, info.max_position, limits.CONTEXT)
 
@@ -119,7 +137,10 @@ def _table_scheme(job: Job, scheme: Scheme) -> Scheme:
 def schedule(job: Job) -> None:
     """The memory plan."""
     o = job.options
-    job.memory = plan(job.program, job.ctx_size, o.prefill_chunk, o.kv_cache)
+    tiles = 1  # at once; a picture of any size is encoded as a whole
+    if job.built.image is not None and (rule := picture_rule(job.built.image)).name == Qwen.name:
+        tiles = rule.most()
+    job.memory = plan(job.program, job.ctx_size, o.prefill_chunk, o.kv_cache, tiles)
 
 
 def settle(job: Job) -> None:

@@ -20,7 +20,7 @@ PANEL = 16  # keys of a cache that lie side by side
 A8_ALIGN = 128  # int8 rows are padded to whole multiples of the largest group
 SPAN = 256  # keys whose softmax is summed apart
 # Ops that may write over their first input: each output row needs that row alone, read before it is written.
-IN_PLACE = {"rope", "add", "scale", "gelu", "position", "merge", "rms_norm", "layer_norm"}
+IN_PLACE = {"rope", "rope_at", "add", "scale", "gelu", "position", "merge", "rms_norm", "layer_norm"}
 KV_TYPES = {"f32": 4, "f16": 2, "int8": 1}  # bytes of one cached number
 Place = tuple[int, int]  # offset, bytes
 
@@ -80,8 +80,9 @@ class Buffer:
     offset: int = 0
 
 
-def plan(program: Program, ctx: int, prefill_chunk: int, kv_type: str) -> Memory:
-    """The plan for contexts of `ctx` tokens, `prefill_chunk` rows a call. UsageError for sizes out of bounds."""
+def plan(program: Program, ctx: int, prefill_chunk: int, kv_type: str, tiles: int = 1) -> Memory:
+    """The plan for contexts of `ctx` tokens, `prefill_chunk` rows a call, `tiles` a call of the eyes. UsageError for
+    sizes out of bounds."""
     if not 1 <= ctx <= min(limits.CONTEXT, program.info.max_position):
         most = min(limits.CONTEXT, program.info.max_position)
         raise UsageError(
@@ -91,7 +92,9 @@ def plan(program: Program, ctx: int, prefill_chunk: int, kv_type: str) -> Memory
         raise UsageError("prefill chunk is out of range", found=prefill_chunk, expected=f"1 to {limits.CHUNK_ROWS}")
     if kv_type not in KV_TYPES:
         raise UsageError("unknown KV cache type", found=kv_type, expected=", ".join(KV_TYPES))
-    units = {"n": min(prefill_chunk, ctx), "o": 1, "t": 1}
+    if not 1 <= tiles <= limits.UNITS:
+        raise UsageError("a picture has too many tokens", found=tiles, expected=f"at most {limits.UNITS} at once")
+    units = {"n": min(prefill_chunk, ctx), "o": 1, "t": tiles}
     scratch: Place = (0, _scratch_bytes(program, units))
     group_kv: Place = (_up(scratch[1]), _group_kv_bytes(program, units))
     partial: Place = (group_kv[0] + _up(group_kv[1]), _partial_bytes(program, ctx))
@@ -148,17 +151,25 @@ def _kv_bytes(heads: int, dim: int, keys: int, kv_type: str) -> int:
 
 def _group_kv_bytes(program: Program, units: Mapping[str, int]) -> int:
     """float32 keys and values of all sequences of the op without a cache that needs most."""
-    return max(
-        (
-            size(graph.values[op.output].shape[:1], units)
-            // int(op.attrs["group"])
-            * _kv_bytes(int(op.attrs["kv_heads"]), int(op.attrs["head_dim"]), int(op.attrs["group"]), "f32")
-            for graph in program.graphs.values()
-            for _, op in graph.ops()
-            if op.kind == "attention" and op.attrs["group"]
-        ),
-        default=0,
-    )
+    most = 0
+    for graph in program.graphs.values():
+        for _, op in graph.ops():
+            rows = size(graph.values[op.output].shape[:1], units)
+            if op.kind == "attention_runs":
+                sequences, keys = 1, _run_keys(rows)
+            elif op.kind == "attention" and op.attrs["group"]:
+                keys = int(op.attrs["group"])
+                sequences = rows // keys
+            else:
+                continue
+            heads, dim = int(op.attrs["kv_heads"]), int(op.attrs["head_dim"])
+            most = max(most, sequences * _kv_bytes(heads, dim, keys, "f32"))
+    return most
+
+
+def _run_keys(rows: int) -> int:
+    """Keys that the runs of a picture of `rows` rows take: whole blocks for each, and only its last window is none."""
+    return -(-rows // PANEL) * PANEL + PANEL
 
 
 def _partial_bytes(program: Program, ctx: int) -> int:
@@ -173,7 +184,7 @@ def _rope_bytes(graph: Graph, units: Mapping[str, int]) -> int:
     rows = [
         size(graph.values[op.output].shape[:1], units) * int(op.attrs["rotary_dim"])
         for _, op in graph.ops()
-        if op.kind == "rope"
+        if op.kind in ("rope", "rope_at")
     ]
     return 4 * max(rows, default=0)
 

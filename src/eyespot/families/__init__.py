@@ -10,7 +10,7 @@ from typing import Any
 
 from eyespot import limits
 from eyespot.errors import EyespotError, UnsupportedModel
-from eyespot.families import internlm2, internvl, llama, minicpm, phi3, qwen2
+from eyespot.families import internlm2, internvl, llama, minicpm, phi3, qwen2, qwen2_5_vl
 from eyespot.families.blocks import Built, Request
 from eyespot.families.config import Fields, Findings
 from eyespot.program import verify
@@ -25,6 +25,7 @@ REGISTRY: dict[str, Callable[[Request], Built]] = {
     "MiniCPMForCausalLM": minicpm.build,
     "InternVLChatModel": internvl.build,
     "InternVLForConditionalGeneration": internvl.build_hf,
+    "Qwen2_5_VLForConditionalGeneration": qwen2_5_vl.build,
 }
 
 

@@ -187,6 +187,7 @@ class Decoder:
     head_scale: float = 1.0
     chat_template: str | None = None
     end_tokens: tuple[str, ...] = ()
+    axis: tuple[int, ...] = ()  # M-RoPE: which of a position's three numbers each frequency takes
 
     def eos(self, token_ids: Mapping[str, int]) -> tuple[int, ...]:
         """Ids that end an answer: the config's, then those chat tokens the tokenizer has."""
@@ -234,6 +235,8 @@ def text_graph(b: Builder, d: Decoder, image_token_id: int = -1) -> None:
         tokens = b.input("tokens", (Dim(1, "n"),), "i32")
         rows = b.input("rows", (Dim(1, "o"),), "i32")
         features = b.input("features", (Dim(1, "f"), s.hidden_size)) if image_token_id >= 0 else ""
+        if d.axis:
+            b.input("positions", (Dim(1, "n"), 3), "i32")
         with b.block("embed_tokens"):
             table = b.weight(
                 f"{d.names.prefix}model.embed_tokens.weight", (s.vocab_size, s.hidden_size), [d.embed_tokens]
@@ -276,9 +279,9 @@ def _decoder_layer(b: Builder, d: Decoder, x: str, n: int) -> str:
     h = norm(x, "input_layernorm", layer.input_layernorm)
     h = linear(h, "self_attn.qkv_proj", s.q_rows + 2 * s.kv_rows, width, layer.qkv, layer.qkv_bias)
     h = b(
-        "rope",
-        h,
+        *(("rope_at", h, "positions") if d.axis else ("rope", h)),
         inv_freq=b.constant("rope.inv_freq", d.rope.inv_freq),
+        axis=b.constant("rope.axis", d.axis) if d.axis else None,
         heads=s.num_attention_heads + s.num_key_value_heads,  # q and k, not v
         head_dim=s.head_dim,
         rotary_dim=d.rope.rotary_dim,

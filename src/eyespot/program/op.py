@@ -150,7 +150,19 @@ def _rope(a: Args) -> Shape:
     return a.inputs[0]
 
 
-def _attention(a: Args) -> Shape:
+def _rope_at(a: Args) -> Shape:
+    shape = _rope(a)
+    positions = a.inputs[1]
+    _need(
+        len(positions) == 2 and positions[0] == shape[0] and isinstance(positions[1], int),
+        f"positions are {_text(positions)}, expected [{shape[0]}, axes]",
+    )
+    a.weight("axis", a.weights["inv_freq"])
+    return shape
+
+
+def _heads(a: Args) -> tuple[int | Dim, int]:
+    """Rows of q, k and v heads: how many, and how wide their output is."""
     rows, width = a.matrix(0)
     heads, kv_heads, head_dim = a.integer("heads", 1), a.integer("kv_heads", 1), a.integer("head_dim", 1)
     _need(heads % kv_heads == 0, f"{heads} heads do not share {kv_heads} key/value heads evenly")
@@ -158,12 +170,23 @@ def _attention(a: Args) -> Shape:
         width == (heads + 2 * kv_heads) * head_dim,
         f"row is {width} wide, expected ({heads} + 2 * {kv_heads}) * {head_dim}",
     )
+    return rows, heads * head_dim
+
+
+def _attention_runs(a: Args) -> Shape:
+    rows, width = _heads(a)
+    _need(a.inputs[1] == (rows,), f"runs are {_text(a.inputs[1])}, expected [{rows}]")
+    return rows, width
+
+
+def _attention(a: Args) -> Shape:
+    rows, width = _heads(a)
     group, layer = a.integer("group"), a.integer("layer", -1)
     a.integer("window")
     _need((layer >= 0) != (group > 0), f"layer={layer} and group={group}: name a cache layer or a group, not both")
     if group:
         a.grouped(0, group)
-    return (rows, heads * head_dim)
+    return rows, width
 
 
 def _swiglu(a: Args) -> Shape:
@@ -249,7 +272,8 @@ class OpSpec:
     text: str = ""
 
 
-# r, n, o: rows. Every value is float32 but `tokens` and `rows` (int32). Weights' storage is the scheme's business.
+# r, n, o: rows. Every value is float32 but the graph's inputs that number something (int32). Weights' storage is the
+# scheme's business.
 OPS: dict[str, OpSpec] = {
     "embed": OpSpec(1, _embed, ("weight",), {}, "out[i] = weight[tokens[i]]"),
     "merge": OpSpec(
@@ -274,6 +298,20 @@ OPS: dict[str, OpSpec] = {
         {"heads": int, "head_dim": int, "rotary_dim": int, "factor": float},
         "rotates the first `heads` heads of each row, the rest passes. Angle = position * inv_freq[i] in float32; "
         "pair (i, i + rotary_dim/2); cos and sin are multiplied by factor. Position = cached tokens + row",
+    ),
+    "rope_at": OpSpec(
+        2,
+        _rope_at,
+        ("inv_freq", "axis"),
+        {"heads": int, "head_dim": int, "rotary_dim": int, "factor": float},
+        "as rope, but row r stands at positions[r], a number for each axis: frequency i takes that of axis[i]",
+    ),
+    "attention_runs": OpSpec(
+        2,
+        _attention_runs,
+        (),
+        {"heads": int, "kv_heads": int, "head_dim": int, "scale": float},
+        "rows as attention's, not causal, no cache: a row sees those that follow each other with its number in `runs`",
     ),
     "attention": OpSpec(
         1,

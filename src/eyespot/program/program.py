@@ -86,12 +86,18 @@ class Info:
     image_token_id: int = -1
     tile_size: int = 0  # pixels a side
     tile_tokens: int = 0  # feature rows a tile
+    tile_channels: int = 3  # 6 where a tile is of two frames
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
     """graphs: 'text' (tokens [n], rows [o], with eyes also features [f, d] -> logits [o, vocab]) and,
-    with eyes, 'vision' (pixels [t, 3, s, s] -> features [tile_tokens*t, d])."""
+    with eyes, 'vision' (pixels [t, channels, s, s] -> features [tile_tokens*t, d]).
+
+    A model with M-RoPE also has text's positions i32 [n, 3]. Eyes for pictures of any size take one picture a call, as
+    tiles of one token in the order of their windows, and also places i32 [p*t, 2] (row and column of each of a tile's p
+    patches), windows and frames i32 [p*t] (numbers that never fall: patches with the same one see each other).
+    """
 
     family: str
     info: Info

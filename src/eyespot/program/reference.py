@@ -59,20 +59,35 @@ class Reference:
         self._round = KV_ROUND[kv_type]
         self._keys: dict[int, Array] = {}  # cache layer -> [past, kv_heads, head_dim]
         self._values: dict[int, Array] = {}
+        self._placed: list[int] = []  # the largest number of each token's position
         self.past = 0
 
-    def encode(self, pixels: Array) -> Array:
-        """Features [tile_tokens * t, width] of normalized pixels [t, 3, side, side]."""
-        graph = self.program.graphs["vision"]
-        return self._run("vision", {graph.inputs[0]: np.asarray(pixels, np.float32)})
+    def encode(
+        self, pixels: Array, places: Array | None = None, windows: Array | None = None, frames: Array | None = None
+    ) -> Array:
+        """Features [tile_tokens * t, width] of normalized pixels [t, channels, side, side]; see Program."""
+        given = {"pixels": np.asarray(pixels, np.float32), "places": places, "windows": windows, "frames": frames}
+        return self._run("vision", {name: given[name] for name in self.program.graphs["vision"].inputs})
 
-    def prefill(self, tokens: npt.ArrayLike, features: Array | None = None, want: int = 1) -> Array:
-        """Appends tokens [n]; returns logits [want, vocabulary] after the last `want` of them."""
+    def prefill(
+        self,
+        tokens: npt.ArrayLike,
+        features: Array | None = None,
+        want: int = 1,
+        positions: npt.ArrayLike | None = None,
+    ) -> Array:
+        """Appends tokens [n]; returns logits [want, vocabulary] after the last `want` of them. positions [n, 3]: of a
+        model with M-RoPE; None: on from the largest so far."""
         ids = np.asarray(tokens, np.int32)
         given: dict[str, Array] = {"tokens": ids, "rows": np.arange(len(ids) - want, len(ids), dtype=np.int32)}
         if "features" in self.program.graphs["text"].inputs:
             width = self.program.info.hidden_size
             given["features"] = np.zeros((0, width), np.float32) if features is None else features
+        if "positions" in self.program.graphs["text"].inputs:
+            next_ = max(self._placed[: self.past], default=-1) + 1
+            implied = np.repeat(np.arange(next_, next_ + len(ids))[:, None], 3, axis=1)
+            given["positions"] = implied if positions is None else np.asarray(positions, np.int32)
+            self._placed[self.past :] = given["positions"].max(axis=1).tolist()
         logits = self._run("text", given)
         self.past += len(ids)
         return logits
@@ -166,8 +181,11 @@ def _layer_norm(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Ar
 
 def _rope(ref: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
     heads, dim, rotary = int(op.attrs["heads"]), int(op.attrs["head_dim"]), int(op.attrs["rotary_dim"])
-    positions = np.arange(ref.past, ref.past + len(x[0]), dtype=np.float32)
-    angle = np.outer(positions, w["inv_freq"]).astype(np.float32)[:, None, :]  # [n, 1, rotary / 2]
+    if op.kind == "rope_at":
+        positions = x[1].astype(np.float32)[:, w["axis"].astype(np.int64)]  # [n, rotary / 2]
+    else:
+        positions = np.arange(ref.past, ref.past + len(x[0]), dtype=np.float32)[:, None]
+    angle = (positions * w["inv_freq"]).astype(np.float32)[:, None, :]  # [n, 1, rotary / 2]
     cos, sin = np.cos(angle) * np.float32(op.attrs["factor"]), np.sin(angle) * np.float32(op.attrs["factor"])
     out = x[0].copy()
     rotated = out[:, : heads * dim].reshape(len(out), heads, dim)  # a view: slices of whole columns stay views
@@ -199,6 +217,15 @@ def _attention(ref: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> A
     if op.attrs["window"]:
         visible &= query - key < int(op.attrs["window"])
     return _attend(q, keys, values, scale, visible)
+
+
+def _attention_runs(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
+    heads, kv_heads, dim = int(op.attrs["heads"]), int(op.attrs["kv_heads"]), int(op.attrs["head_dim"])
+    row = x[0].reshape(len(x[0]), heads + 2 * kv_heads, dim)
+    q, k, v = row[:, :heads], row[:, heads : heads + kv_heads], row[:, heads + kv_heads :]
+    ends = [*(np.flatnonzero(np.diff(x[1])) + 1), len(row)]
+    spans = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    return np.concatenate([_attend(q[s], k[s], v[s], np.float32(op.attrs["scale"]), None) for s in spans])
 
 
 def _attend(q: Array, k: Array, v: Array, scale: np.float32, visible: Array | None) -> Array:
@@ -295,6 +322,8 @@ RULES: dict[str, Callable[[Reference, Op, list[Array], dict[str, Array]], Array]
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "rope": _rope,
+    "rope_at": _rope,
+    "attention_runs": _attention_runs,
     "attention": _attention,
     "gelu": _gelu,
     "swiglu": _swiglu,

@@ -83,8 +83,8 @@ def verify(program: Program) -> Program:
                     raise EyespotError(
                         f"weight '{name}' lies in part '{weight.part}' but block '{block.name}' is in '{block.part}'"
                     )
-            if op.kind == "rope":
-                ropes.add((op.weights["inv_freq"], op.attrs["factor"]))
+            if op.kind in ("rope", "rope_at"):
+                ropes.add((op.weights["inv_freq"], op.weights.get("axis"), op.attrs["factor"]))
             if op.kind == "attention" and op.attrs["layer"] != -1:
                 if op.attrs["layer"] in layers:
                     raise EyespotError(f"op '{op.output}': cache layer {op.attrs['layer']} is written twice")

@@ -5,26 +5,30 @@ Knows Programs, callables and an engine seen through a Protocol; neither checkpo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from eyespot.errors import EyespotError
-from eyespot.program import Program
+from eyespot.program import Dim, Program
 from eyespot.program.dump import weight_prefix
 from eyespot.program.reference import Reference, Trace
 from eyespot.quantize.formats import F32
 
 BEST = 10  # tokens shown beside each other
 WORST = 3  # blocks named
+GRID = 4  # tokens a side of the picture shown to eyes of any resolution
+I32 = npt.NDArray[np.int32]
 
 
 class EngineLike(Protocol):
     """What is asked of an engine. tokens int32 [n], features float32 [f, d] -> logits float32 [want, vocabulary]."""
 
-    def encode(self, pixels: F32, /) -> F32: ...
+    def encode(self, pixels: F32, /, *beside: I32) -> F32: ...
 
     def prefill(self, tokens: Any, features: F32 | None = None, want: int = 1) -> F32: ...
 
@@ -67,10 +71,10 @@ def measure(
     rows: list[dict[str, Any]] = []
     features: tuple[F32 | None, F32 | None] = (None, None)
     if picture:
-        pixels = synthetic_picture(program.info.tile_size)
-        features = reference.encode(pixels), engine.encode(pixels)
+        seen = synthetic_picture(program)
+        features = reference.encode(*seen), engine.encode(*seen)
         rows += _compare("encode", truth.take(), found.take())
-        tokens = [program.info.image_token_id] * program.info.tile_tokens + list(tokens)
+        tokens = [program.info.image_token_id] * len(features[0]) + list(tokens)
     ids = np.array(tokens, np.int32)
     expected, got = reference.prefill(ids, features[0])[-1], engine.prefill(ids, features[1])[-1]
     rows += _compare("prefill", truth.take(), found.take())
@@ -159,10 +163,27 @@ def _best(log: np.ndarray[Any, np.dtype[np.float64]], text: Callable[[int], str]
     return [{"token": int(i), "text": text(int(i)), "probability": float(np.exp(log[i]))} for i in order]
 
 
-def synthetic_picture(side: int) -> F32:
-    """Pixels [1, 3, side, side] in the range of normalized pictures: waves of several lengths, an edge, some noise."""
+def synthetic_picture(program: Program) -> tuple[F32 | I32, ...]:
+    """What the eyes take of a picture in the range of normalized ones: waves of several lengths, an edge, some noise.
+
+    A tile; or, where a tile is a token, GRID x GRID of them in one window, with their places, windows and frames.
+    """
+    info, inputs = program.info, program.graphs["vision"].inputs
+    count = GRID if "places" in inputs else 1
+    side = count * info.tile_size
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     waves = [np.sin(2 * np.pi * (f * x + g * y)) for f, g in ((1, 2), (5, -3), (11, 7))]
     noise = np.random.default_rng(0).standard_normal((3, side, side), dtype=np.float32)
-    picture: F32 = (np.stack(waves) + (x > y) + 0.2 * noise).astype(np.float32)[None]
-    return picture
+    picture = (np.stack(waves) + (x > y) + 0.2 * noise).astype(np.float32)
+    if count == 1:
+        return (picture[None],)
+    cut = picture.reshape(3, count, info.tile_size, count, info.tile_size).transpose(1, 3, 0, 2, 4)
+    tiles = cut.reshape(count * count, 3, info.tile_size, info.tile_size)
+    rows = program.graphs["vision"].values["places"].shape[0]
+    patches = rows.per if isinstance(rows, Dim) else 1
+    edge = math.isqrt(patches)
+    tile, patch = np.divmod(np.arange(count * count * patches), patches)
+    at = [edge * (tile // count) + patch // edge, edge * (tile % count) + patch % edge]
+    same = np.zeros(len(tile), np.int32)
+    pixels = np.repeat(tiles, info.tile_channels // 3, axis=1)  # a still picture: each channel's frames are alike
+    return np.ascontiguousarray(pixels), np.stack(at, axis=1).astype(np.int32), same, same

@@ -49,6 +49,10 @@ def _array(value: object, dtype: type[np.float32] | type[np.int32], what: str) -
         raise UsageError(f"{what} are not an array of numbers", found=type(value).__name__) from None
 
 
+def _placed(positions: npt.ArrayLike | None) -> I32 | None:
+    return None if positions is None else _array(positions, np.int32, "positions")
+
+
 def threads_for(asked: int, configured: int) -> int:
     """The engine's `threads`: what was asked for, else EYESPOT_THREADS (0: the engine reads it), else config.json's."""
     return asked or (0 if os.environ.get("EYESPOT_THREADS") else configured)
@@ -88,15 +92,35 @@ class Engine:
         with _translated():
             return self._engine.past
 
-    def encode(self, pixels: npt.ArrayLike) -> F32:
-        """Features [tiles * tile_tokens, hidden_size] of normalized pixels [tiles, 3, tile_size, tile_size]."""
-        with _translated():
-            return self._engine.encode(_array(pixels, np.float32, "pixels"))
+    def encode(
+        self,
+        pixels: npt.ArrayLike,
+        places: npt.ArrayLike | None = None,
+        windows: npt.ArrayLike | None = None,
+        frames: npt.ArrayLike | None = None,
+    ) -> F32:
+        """Features [tiles * tile_tokens, hidden_size] of normalized pixels [tiles, channels, tile_size, tile_size].
 
-    def prefill(self, tokens: npt.ArrayLike, features: npt.ArrayLike | None = None, want: int = 1) -> F32:
+        places [patches, 2], windows, frames [patches]: of a model with tile_patches; see es_encode_at of eyespot.h.
+        """
+        beside = (
+            None if value is None else _array(value, np.int32, name)
+            for name, value in (("places", places), ("windows", windows), ("frames", frames))
+        )
+        with _translated():
+            return self._engine.encode(_array(pixels, np.float32, "pixels"), *beside)
+
+    def prefill(
+        self,
+        tokens: npt.ArrayLike,
+        features: npt.ArrayLike | None = None,
+        want: int = 1,
+        positions: npt.ArrayLike | None = None,
+    ) -> F32:
         """Appends tokens [n]; returns logits [want, vocab_size] after the last `want` of them.
 
-        features: a row for each image token, in order, [rows, hidden_size].
+        features: a row for each image token, in order, [rows, hidden_size]. positions [n, axes]: of a model with axes;
+        None: they go on.
         """
         ids = _array(tokens, np.int32, "tokens")
         rows = None if features is None else _array(features, np.float32, "features")
@@ -105,7 +129,7 @@ class Engine:
         if not 0 <= want <= len(ids):
             raise UsageError("want is out of range", found=want, expected=f"0 to {len(ids)}")
         with _translated():
-            return self._engine.prefill(ids, rows, want)
+            return self._engine.prefill(ids, rows, want, _placed(positions))
 
     def decode(self, token: int) -> F32:
         """Appends one token; returns logits [vocab_size]."""
@@ -114,14 +138,19 @@ class Engine:
         with _translated():
             return self._engine.decode(int(token))
 
-    def feed(self, tokens: npt.ArrayLike, features: npt.ArrayLike | None = None) -> None:
+    def feed(
+        self,
+        tokens: npt.ArrayLike,
+        features: npt.ArrayLike | None = None,
+        positions: npt.ArrayLike | None = None,
+    ) -> None:
         """prefill() that copies nothing out: ask top() or logits() what comes after the last token."""
         ids = _array(tokens, np.int32, "tokens")
         rows = None if features is None else _array(features, np.float32, "features")
         if ids.ndim != 1:
             raise UsageError("tokens are misshapen", found=ids.shape, expected="[n]")
         with _translated():
-            self._engine.feed(ids, rows)
+            self._engine.feed(ids, rows, _placed(positions))
 
     def top(self, k: int) -> tuple[I32, F32]:
         """Ids and logits of the best k after the last token (fewer where the vocabulary is smaller).

@@ -15,9 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-import numpy as np
-
-from eyespot import limits
+from eyespot import limits, resolution
 from eyespot.bundle.read import Bundle, Verify, open_bundle
 from eyespot.errors import Cancelled, EyespotError, UsageError
 from eyespot.run.answer import Answer, Timings
@@ -61,6 +59,7 @@ class Options(TypedDict, total=False):
     repetition_window: int | None
 
 
+TIMED = 8  # tiles of a token a side, where one alone would tell little
 OPTIONS = tuple(Options.__annotations__)
 SAMPLING = tuple(field.name for field in fields(Sampling))
 
@@ -99,7 +98,7 @@ class Model:
 
     def __init__(self, bundle: Bundle, engine: EngineLike, processor: Processor) -> None:
         self.bundle, self.engine, self.processor = bundle, engine, processor
-        self.cache = Cache(engine, processor.pixels)
+        self.cache = Cache(engine, processor.seen)
         self._lock = threading.Lock()
         self._stream: Callable[[], Stream | None] = lambda: (
             None
@@ -210,24 +209,32 @@ class Model:
         if ms is not None and self.processor.image_token_id >= 0:
             if not (isinstance(ms, int | float) and 0 < ms < float("inf")):
                 raise UsageError("image_ms", found=ms, expected="milliseconds above 0")
-            each = self.bundle.program.info.tile_tokens
-            fit = max(1, int(ms / 1e3 / self._tile_s)) * each
+            fit = max(1, int(ms / 1e3 / self._tile_s)) * self.bundle.program.info.tile_tokens
             tokens = fit if tokens is None else min(tokens, fit)
         return self.processor.rule(options.get("image_rule"), options.get("max_tiles"), tokens)
 
     @cached_property
     def _tile_s(self) -> float:
         """Seconds to encode a tile, the better of two: the first one reads the weights from the disk."""
-        side = self.bundle.program.info.tile_size
+        from PIL import Image
+
+        from eyespot.images import load
+
+        image, info = self.bundle.settings.image, self.bundle.program.info
+        assert image is not None
+        side = image.resolution.size * max(1, TIMED // info.tile_tokens)
+        grey = load(Image.new("RGB", (side, side)))
+        cut = self.processor.cut(grey, None if info.tile_tokens == 1 else resolution.other(image.resolution, "fixed"))
         took = []
         if self._owner == threading.get_ident():
             self.cancel()  # or it would wait for itself
         with self._lock:
             for _ in range(2):
                 started = time.perf_counter()
-                self.engine.encode(np.zeros((1, 3, side, side), np.float32))
+                for seen in self.processor.seen(grey, cut):
+                    self.engine.encode(seen.pixels, seen.places, seen.windows, seen.frames)
                 took.append(time.perf_counter() - started)
-        return min(took)
+        return min(took) * info.tile_tokens / self.processor.image_tokens(cut)
 
     def cancel(self) -> None:
         """Ends the answer that is being made, if any; the model is free for the next. From any thread."""

@@ -5,10 +5,11 @@ Knows one bundle's tokenizer, chat template and image rule; knows no engine and 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,18 @@ from eyespot.boxes import Box
 from eyespot.bundle.read import Bundle
 from eyespot.errors import EyespotError, UsageError
 from eyespot.images import Picture
-from eyespot.resolution import Cut, Rule
+from eyespot.resolution import Cut, Qwen, Rule
 from eyespot.run.arguments import real, whole
 from eyespot.tensorfile import read_json
-from eyespot.video import open_clip
+from eyespot.video import Clip, open_clip
 
 if TYPE_CHECKING:
     from eyespot.images import Source
     from eyespot.run.template import Template
     from eyespot.run.tokenizer import Tokenizer
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 
 ROLES = ("system", "user", "assistant")
 FRAMES = 8  # of a clip, when nobody says: as in InternVL's model cards
@@ -57,15 +61,29 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What the engine encodes in one call: pixels [tiles, channels, side, side], and for eyes of any resolution what
+    es_encode_at wants beside them. order: the feature row that belongs to each token; None: as they come."""
+
+    pixels: F32
+    places: I32 | None = None
+    windows: I32 | None = None
+    frames: I32 | None = None
+    order: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """ids [n]: for the engine. keys [n]: equal for equal tokens, and for image tokens only if picture and row are equal
-    too. text: as rendered, placeholders and marks unexpanded. raw: the answer goes on from the text itself."""
+    too. text: as rendered, placeholders and marks unexpanded. raw: the answer goes on from the text itself. positions
+    [n, 3]: of a model whose tokens have one on each axis."""
 
     text: str
     ids: npt.NDArray[np.int32]
     keys: npt.NDArray[np.int64]
     pictures: tuple[Placed, ...] = ()
     raw: bool = False
+    positions: I32 | None = None
 
     @property
     def image_tokens(self) -> int:
@@ -78,6 +96,7 @@ class Prompt:
             text=self.text + text,
             ids=np.concatenate([self.ids, np.asarray(ids, np.int32)]),
             keys=np.concatenate([self.keys, np.asarray(ids, np.int64)]),
+            positions=None if self.positions is None else _extended(self.positions, len(ids)),
         )
 
 
@@ -166,7 +185,8 @@ class Processor:
                 case {"type": "video", "video": source, **how}:
                     frames = self._frames(source, how)
                     loaded += frames
-                    parts += [{"type": "image", "label": f"Frame{i}: "} for i in range(1, len(frames) + 1)]
+                    labels = [""] if self._axes else [f"Frame{i}: " for i in range(1, len(frames) + 1)]
+                    parts += [{"type": "image", "label": label} for label in labels]
                 case _:
                     raise UsageError(
                         "message part is malformed",
@@ -189,6 +209,8 @@ class Processor:
         most = whole("max_frames", given.get("max_frames", FRAMES), 1, limits.IMAGES)
         clip = open_clip(source)
         numbers = clip.within(start, end)
+        if self._axes:
+            return [self._footage(clip, numbers, fps or 2.0, given.get("max_frames"))]
         if fps is None:
             numbers = [numbers[i] for i in dict.fromkeys(video.segments(len(numbers), min(most, len(numbers))))]
         else:
@@ -199,6 +221,18 @@ class Processor:
             replace(images.load(frame), name=f"{clip.name} {clip.times[n]:.2f} s", time=clip.times[n])
             for n, frame in loaded
         ]
+
+    def _footage(self, clip: Clip, numbers: list[int], fps: float, most: int | None) -> Picture:
+        """A clip as one picture of several frames, as for Qwen2.5-VL: a token is two deep, time is a position."""
+        rate = clip.rate
+        chosen = [numbers[i] for i in video.qwen(len(numbers), rate, fps, most=min(most or 768, limits.IMAGES))]
+        frames = [images.load(frame) for frame in clip.read(chosen)]
+        first = frames[0]
+        if any(frame.image.size != first.image.size for frame in frames):
+            raise EyespotError(f"{clip.name}: frames of different sizes", expected=f"{first.width}x{first.height}")
+        sampled = len(chosen) / len(numbers) * rate  # frames a second, as the authors count them
+        digest = hashlib.sha256(b"".join(frame.digest for frame in frames) + repr(sampled).encode()).digest()
+        return replace(first, name=clip.name, digest=digest, frames=tuple(f.image for f in frames), seconds=2 / sampled)
 
     def _eyes(self, pictures: Sequence[Source]) -> Sequence[Source]:
         if not isinstance(pictures, list | tuple):
@@ -235,7 +269,9 @@ class Processor:
         """The message with its parts as the template takes them."""
         shown = sum(part["type"] == "image" for part in parts)
         if self.dialect.takes_pictures if shown else not self.dialect.takes_strings:
-            split = ([{"type": "text", "text": p["label"]}, {"type": "image"}] if "label" in p else [p] for p in parts)
+            split = (
+                [{"type": "text", "text": p["label"]}, {"type": "image"}] if p.get("label") else [p] for p in parts
+            )
             return Message(role, text, tuple(pictures), [part for pair in split for part in pair])
         rule, content, number = self.bundle.settings.image, "", 0
         for part in parts:
@@ -309,8 +345,8 @@ class Processor:
         before = after.pictures if after else ()
         short = np.array(ids, np.int32)
         repeats = np.ones(len(ids), np.int64)
-        for place, cut in zip(places, cuts, strict=True):
-            repeats[place] = self.image_tokens(cut)
+        for place, picture, cut in zip(places, fresh, cuts, strict=True):
+            repeats[place] = self.image_tokens(cut) * picture.frame_pairs
         starts, long = np.cumsum(repeats) - repeats, np.repeat(short, repeats)
         keys, placed = long.astype(np.int64), []
         for place, picture, cut in zip(places, fresh, cuts, strict=True):
@@ -319,7 +355,46 @@ class Processor:
             placed.append(Placed(picture, cut, start + at, rows))
         if after:
             long, keys = np.concatenate([after.ids, long]), np.concatenate([after.keys, keys])
-        return Prompt(text, long, keys, (*before, *placed))
+        prompt = Prompt(text, long, keys, (*before, *placed))
+        if not self._axes:
+            return prompt
+        known = after.positions if after else None
+        return replace(
+            prompt, positions=self._positions(prompt, known if known is not None else np.empty((0, 3), np.int32))
+        )
+
+    @property
+    def _axes(self) -> bool:
+        """Whether tokens have positions on several axes."""
+        image = self.bundle.settings.image
+        return image is not None and isinstance(image.resolution, Qwen)
+
+    def _positions(self, prompt: Prompt, known: I32) -> I32:
+        """Of every token: text counts on, alike on all axes; a picture's tokens stand on a grid that begins one past
+        what came before, and text goes on one past the largest of it. Source: get_rope_index of Qwen2.5-VL's authors.
+        known: those of the first tokens."""
+        image = self.bundle.settings.image
+        assert image is not None
+        assert isinstance(image.resolution, Qwen)
+        side, rate = image.resolution.size, image.resolution.tokens_per_second
+        parts, done = [known], len(known)
+        after = int(known.max(initial=-1)) + 1
+        for placed in prompt.pictures:
+            if placed.start < done:
+                continue
+            parts.append(np.repeat(np.arange(after, after + placed.start - done)[:, None], 3, axis=1))
+            after += placed.start - done
+            columns, rows = (length // side for length in placed.cut.tile)
+            times = placed.rows // (columns * rows)
+            seconds = placed.picture.seconds * np.arange(times)
+            grid = np.empty((times, rows, columns, 3), np.int64)
+            grid[..., 0] = after + np.floor(seconds * rate).astype(np.int64)[:, None, None]
+            grid[..., 1] = after + np.arange(rows)[:, None]
+            grid[..., 2] = after + np.arange(columns)
+            parts.append(grid.reshape(-1, 3))
+            after, done = int(grid.max()) + 1, placed.start + placed.rows
+        parts.append(np.repeat(np.arange(after, after + len(prompt.ids) - done)[:, None], 3, axis=1))
+        return np.concatenate(parts).astype(np.int32)
 
     def rule(
         self, name: str | None = None, max_tiles: int | None = None, image_tokens: int | None = None
@@ -342,7 +417,7 @@ class Processor:
         if self.bundle.settings.image is None:
             raise UsageError("this model has no eyes")
         rule = rule or self.bundle.settings.image.resolution
-        if picture.time is not None and not isinstance(rule, resolution.Qwen):
+        if picture.time is not None and not isinstance(rule, Qwen):
             rule = resolution.other(rule, "fixed")
         return rule.cut(picture.width, picture.height)
 
@@ -369,14 +444,27 @@ class Processor:
             return (), ()
         placed = prompt.pictures[-1]
         size = placed.picture.width, placed.picture.height
-        pixels = isinstance(self.bundle.settings.image.resolution, resolution.Qwen)  # others say thousandths
+        pixels = self._axes  # others say thousandths
         to_picture = (lambda x, y: placed.cut.to_picture(x, y, size)) if pixels else None
         found, faults = boxes.read(text, size, to_picture, len(prompt.pictures) - 1)
         return tuple(found), tuple(faults)
 
     # Pixels
 
-    def pixels(self, picture: Picture, cut: Cut) -> npt.NDArray[np.float32]:
+    def seen(self, picture: Picture, cut: Cut) -> Iterator[Seen]:
+        """What the engine is to encode for a picture, call by call: all its tiles, or each pair of its frames."""
+        image = self.bundle.settings.image
+        if image is None:
+            raise UsageError("this model has no eyes")
+        if not isinstance(image.resolution, Qwen):
+            yield Seen(self.pixels(picture, cut))
+            return
+        frames = picture.frames or (picture.image, picture.image)
+        for pair in zip(frames[::2], frames[1::2], strict=True):
+            yield _windowed(np.stack([self._normalized(images.tiles(f, cut, image.resample))[0] for f in pair]),
+                            image.resolution)  # fmt: skip
+
+    def pixels(self, picture: Picture, cut: Cut) -> F32:
         """Normalized pixels [tiles, 3, side, side] of a picture, each tile once.
 
         The picture is resized once for all tiles of the canvas, and once more for the thumbnail.
@@ -384,13 +472,47 @@ class Processor:
         image = self.bundle.settings.image
         if image is None:
             raise UsageError("this model has no eyes")
-        seen = images.tiles(picture.image, cut, image.resample)
+        return self._normalized(images.tiles(picture.image, cut, image.resample))
+
+    def _normalized(self, seen: npt.NDArray[np.uint8]) -> F32:
+        """[t, 3, h, w] of bytes [t, h, w, 3]."""
+        image = self.bundle.settings.image
+        assert image is not None
         mean, std = np.array(image.mean, np.float32), np.array(image.std, np.float32)
         table = (np.arange(256, dtype=np.float32)[:, None] / 255 - mean) / std  # [256, 3]: what each byte becomes
         out = np.empty((len(seen), 3, *seen.shape[1:3]), np.float32)
         for channel in range(3):
             out[:, channel] = table[:, channel][seen[..., channel]]
         return out
+
+
+def _extended(positions: I32, count: int) -> I32:
+    """With those of so many more tokens of text."""
+    first = int(positions.max(initial=-1)) + 1
+    more = np.repeat(np.arange(first, first + count, dtype=np.int32)[:, None], 3, axis=1)
+    return np.concatenate([positions, more])
+
+
+def _windowed(pixels: F32, rule: Qwen) -> Seen:
+    """Two frames [2, 3, h, w] as tiles of a token, window after window, as Qwen2.5-VL's eyes take them.
+
+    A tile is [3 * 2, side, side]: channel before frame, as the patches' convolution has them.
+    """
+    side, merge = rule.size, rule.merge
+    rows, columns = pixels.shape[2] // side, pixels.shape[3] // side
+    grid = pixels.reshape(2, 3, rows, side, columns, side).transpose(2, 4, 1, 0, 3, 5)  # row, column, channel, frame
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    window = y // rule.window * -(-columns // rule.window) + x // rule.window
+    by_window = np.argsort(window, kind="stable")
+    patch_y, patch_x = np.divmod(np.arange(merge * merge), merge)
+    places = np.stack([(merge * y[by_window, None] + patch_y), (merge * x[by_window, None] + patch_x)], axis=-1)
+    return Seen(
+        np.ascontiguousarray(grid.reshape(rows * columns, 6, side, side)[by_window]),
+        places.reshape(-1, 2).astype(np.int32),
+        np.repeat(window[by_window], merge * merge).astype(np.int32),
+        np.zeros(rows * columns * merge * merge, np.int32),
+        np.argsort(by_window),
+    )
 
 
 def load_processor(bundle: Bundle) -> Processor:
@@ -425,7 +547,7 @@ def load_processor(bundle: Bundle) -> Processor:
                 found=tokenizer.id(rule.token),
                 expected=processor.image_token_id,
             )
-        each = getattr(rule.resolution, "tokens_per_tile", bundle.program.info.tile_tokens)
+        each = rule.resolution.tokens_per_tile
         if each != bundle.program.info.tile_tokens:
             raise EyespotError(
                 "config.json: image.tokens_per_tile is not the model's",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,9 +16,10 @@ import numpy.typing as npt
 from eyespot.images import Picture
 from eyespot.resolution import Cut
 from eyespot.run.answer import ImageUse
-from eyespot.run.processor import Placed, Prompt
+from eyespot.run.processor import Placed, Prompt, Seen
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 FEATURE_BYTES = 128 << 20  # ten pictures of 13 tiles for a language model of width 896
 
 
@@ -29,8 +30,10 @@ class EngineLike(Protocol):
     def info(self) -> Mapping[str, Any]: ...
     @property
     def past(self) -> int: ...
-    def encode(self, pixels: F32) -> F32: ...
-    def feed(self, tokens: npt.ArrayLike, features: F32 | None = None) -> None: ...
+    def encode(
+        self, pixels: F32, places: I32 | None = None, windows: I32 | None = None, frames: I32 | None = None
+    ) -> F32: ...
+    def feed(self, tokens: npt.ArrayLike, features: F32 | None = None, positions: I32 | None = None) -> None: ...
     def top(self, k: int) -> tuple[npt.NDArray[np.int32], F32]: ...
     def logits(self) -> F32: ...
     def truncate(self, n: int) -> None: ...
@@ -70,11 +73,11 @@ class Prefill:
 
 
 class Sequence:
-    """pixels: from a picture and its cut to what the engine encodes."""
+    """seen: from a picture and its cut to what the engine encodes, call by call."""
 
-    def __init__(self, engine: EngineLike, pixels: Callable[[Picture, Cut], F32]) -> None:
+    def __init__(self, engine: EngineLike, seen: Callable[[Picture, Cut], Iterator[Seen]]) -> None:
         self.engine, self.features = engine, Features()
-        self._pixels = pixels
+        self._seen = seen
         self._keys: list[int] = []  # one for each token in the engine's cache
 
     @property
@@ -104,7 +107,9 @@ class Sequence:
         keys = prompt.keys.tolist()
         try:
             self.engine.feed(
-                prompt.ids[cost.reused :], (rows[0] if len(rows) == 1 else np.concatenate(rows)) if rows else None
+                prompt.ids[cost.reused :],
+                (rows[0] if len(rows) == 1 else np.concatenate(rows)) if rows else None,
+                None if prompt.positions is None else prompt.positions[cost.reused :],
             )
         finally:  # a cancelled prefill keeps whole chunks
             self._keys = keys[: self.engine.past]
@@ -123,12 +128,16 @@ class Sequence:
         return int(differ[0]) if len(differ) else count
 
     def _encode(self, placed: Placed, cost: Prefill) -> F32:
+        parts = []
         started = time.perf_counter()
-        pixels = self._pixels(placed.picture, placed.cut)
-        ready = time.perf_counter()
-        features = self.engine.encode(pixels)
-        cost.preprocess_s += ready - started
-        cost.encode_s += time.perf_counter() - ready
+        for seen in self._seen(placed.picture, placed.cut):
+            ready = time.perf_counter()
+            rows = self.engine.encode(seen.pixels, seen.places, seen.windows, seen.frames)
+            parts.append(rows if seen.order is None else rows[seen.order])
+            cost.preprocess_s += ready - started
+            started = time.perf_counter()
+            cost.encode_s += started - ready
+        features = parts[0] if len(parts) == 1 else np.concatenate(parts)
         self.features.put(placed.picture, placed.cut, features)
         return features
 
