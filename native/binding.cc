@@ -31,6 +31,7 @@ using namespace nb::literals;
 namespace {
 
 using FloatsIn = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using BytesIn = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntsIn = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 using TokensIn = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class Number>
@@ -182,6 +183,21 @@ class Engine {
   void truncate(int32_t n) {
     const Use use(*this);
     check(es_truncate(engine_, n));
+  }
+  Numbers<uint8_t> save(int32_t n) {
+    const Use use(*this);
+    if (n < 0 || n > es_past(engine_)) raise(ES_USAGE, "tokens to save are out of range; found " + std::to_string(n));
+    const auto size = static_cast<size_t>(es_state_bytes(engine_, n));
+    Buffer<uint8_t> out(size);
+    check(es_state_save(engine_, n, out.data.get()));
+    return out.array({size});
+  }
+  void load(const BytesIn& state, int32_t n) {
+    const Use use(*this);
+    if (n < 0 || n > info_.ctx_size || state.size() != static_cast<size_t>(es_state_bytes(engine_, n)))
+      raise(ES_USAGE, "the saved state does not fit this engine; found " + std::to_string(state.size()) + " bytes for " +
+                          std::to_string(n) + " tokens");
+    check(es_state_load(engine_, n, state.data()));
   }
   void cancel(bool on) const { es_cancel(open(), on); }
 
@@ -404,6 +420,8 @@ NB_MODULE(_native, m) {
       .def("profiled", &Engine::profiled)
       .def_prop_ro("past", &Engine::past)
       .def("truncate", &Engine::truncate, "n"_a)
+      .def("save", &Engine::save, "n"_a)
+      .def("load", &Engine::load, "state"_a, "n"_a)
       .def("cancel", &Engine::cancel, "on"_a = true)
       .def("trace", &Engine::trace, "callback"_a.none())
       .def("close", &Engine::close);

@@ -473,6 +473,86 @@ def tiny_qwen2_5_vl(
     return model
 
 
+SIGLIP: dict[str, Any] = {
+    "hidden_size": 36,
+    "intermediate_size": 52,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 75,  # five patches a side and a rest, as SigLIP's 384 is 27 of 14 and a rest
+    "patch_size": 14,
+}
+BLUELM_TOKENS = ("<image>",)
+
+
+class BlueLMV:
+    """The truth for a composed model: transformers' SigLIP and language model, and the paper's downsampler in torch."""
+
+    def __init__(self, eyes: Any, llm: Any, layer: int) -> None:
+        import torch
+
+        width = 4 * eyes.config.hidden_size
+        hidden = llm.config.hidden_size
+        self.eyes, self.llm, self.layer = eyes, llm, layer
+        self.projector = torch.nn.ModuleDict(
+            {
+                "layer_norm": torch.nn.LayerNorm(width),
+                "linear_1": torch.nn.Linear(width, hidden),
+                "linear_2": torch.nn.Linear(hidden, hidden),
+            }
+        )
+
+    def features(self, pixels: Any) -> Any:
+        """[t, 3, s, s] -> [t * tokens, hidden]: 2x2 neighbours side by side, an odd side filled up with zeros."""
+        import torch
+
+        states = self.eyes(pixel_values=pixels, output_hidden_states=True).hidden_states[self.layer]
+        tiles, patches, width = states.shape
+        side = int(patches**0.5)
+        grid = torch.nn.functional.pad(states.reshape(tiles, side, side, width), (0, 0, 0, side % 2, 0, side % 2))
+        rows = [grid[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)]
+        wide = torch.cat(rows, dim=-1).reshape(-1, 4 * width)
+        p = self.projector
+        return p["linear_2"](torch.nn.functional.gelu(p["linear_1"](p["layer_norm"](wide))))
+
+    def logits(self, ids: Any, features: Any, token: int) -> Any:
+        rows = self.llm.get_input_embeddings()(ids).clone()
+        rows[0, ids[0] == token] = features
+        return self.llm(inputs_embeds=rows).logits[0]
+
+
+def tiny_bluelm_v(
+    directory: str | Path, seed: int = 0, dtype: str = "float32", layer: int = -1, **settings: Any
+) -> BlueLMV:
+    """BlueLMVForConditionalGeneration around a Qwen2. No chat template."""
+    import transformers
+
+    eyes = randomize(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIGLIP)), seed)
+    llm = _text("Qwen2ForCausalLM", "qwen2", seed + 1, dtype, False, {"vocab_size": vocab_size(BLUELM_TOKENS)})
+    truth = BlueLMV(_rounded(eyes, dtype), llm, layer)
+    randomize(truth.projector, seed + 2)
+    _rounded(truth.projector, dtype)
+    tensors = {
+        **{f"model.vision_tower.{name}": t for name, t in truth.eyes.state_dict().items()},
+        **{f"model.multi_modal_projector.{name}": t for name, t in truth.projector.state_dict().items()},
+        **{
+            f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name: t
+            for name, t in _weights(llm).items()
+        },
+    }
+    config = {
+        "architectures": ["BlueLMVForConditionalGeneration"],
+        "model_type": "bluelm_v",
+        "image_token_id": token_ids(BLUELM_TOKENS)["<image>"],
+        "vision_feature_layer": layer,
+        "vision_config": {"model_type": "siglip_vision_model", **SIGLIP},
+        "text_config": _config(llm),
+        "tie_word_embeddings": llm.config.tie_word_embeddings,
+        **settings,
+    }
+    write(directory, config, tensors, images=BLUELM_TOKENS, dtype=dtype, chat_template=None)
+    return truth
+
+
 TINY: dict[str, Callable[..., Any]] = {
     "qwen2": tiny_qwen2,
     "llama": tiny_llama,

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from eyespot import boxes, images
+from eyespot import boxes, images, multi_view
 from eyespot.boxes import Box
+from eyespot.multi_view import VIEWS
 from eyespot.resolution import Qwen
-from eyespot.train.tasks import multi_view
-from eyespot.train.tasks.multi_view import VIEWS
 from test_resolution import RULES
 
 TAGS = "<ref>a cat</ref><box>[[0,0,500,1000]]</box> and <ref>dogs</ref><box>[[1,2,3,4],[10,20,30,40]]</box>"

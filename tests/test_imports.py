@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "eyespot"
-GROUND = {"errors", "limits", "tensorfile", "images", "resolution", "boxes", "video"}
+GROUND = {"errors", "limits", "tensorfile", "images", "resolution", "boxes", "video", "multi_view"}
 ALLOWED = {
     "errors": set(),
     "limits": set(),
@@ -17,6 +17,7 @@ ALLOWED = {
     "resolution": {"errors"},
     "boxes": {"errors"},
     "video": {"errors", "limits", "images"},
+    "multi_view": {"errors", "images", "boxes"},
     "checkpoint": GROUND,
     "program": GROUND,
     "families": GROUND | {"program"},

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from eyespot.program.op import OPS
 from eyespot.quantize import formats
 from eyespot.resolution import Cut, Fixed
 from eyespot.run.engine import Engine
-from eyespot.run.processor import Placed, Prompt
+from eyespot.run.processor import Placed, Prompt, Seen
 from eyespot.run.sequence import Sequence
 from handmade import IMAGE, SIDE, TILE_TOKENS, VOCAB, Handmade
 
@@ -354,14 +354,14 @@ def test_cancel_while_a_picture_is_prepared(bundle: Callable[..., Handmade]) -> 
         blocks: list[str] = []
         engine.trace(lambda graph, block, value: blocks.append(block))
 
-        def pixels(picture: Picture, cut: Cut) -> np.ndarray:
+        def seen(picture: Picture, cut: Cut) -> Iterator[Seen]:
             engine.cancel()
-            return TILES[:1]
+            yield Seen(TILES[:1])
 
         ids = np.array([1, *[IMAGE] * TILE_TOKENS, 2], np.int32)
         picture = load(Image.new("RGB", (SIDE, SIDE)))
         placed = Placed(picture, Fixed(SIDE, TILE_TOKENS).cut(SIDE, SIDE), start=1, rows=TILE_TOKENS)
-        cache = Sequence(engine, pixels)
+        cache = Sequence(engine, seen)
         with pytest.raises(Cancelled):
             cache.prefill(Prompt("", ids, ids.astype(np.int64), (placed,)), check=lambda: None)
         assert (blocks, engine.past, cache.past) == ([], 0, 0)

@@ -55,7 +55,7 @@ def theirs(model: Model, pictures: list[Any]) -> tuple[Any, Any]:
 def forget(model: Model) -> None:
     """The engine begins anew, and the cache knows."""
     model.engine.truncate(0)
-    model.cache._keys.clear()
+    model.cache.keys.clear()
 
 
 def features(model: Model, picture: Any) -> np.ndarray:

@@ -20,6 +20,7 @@ from eyespot.errors import UsageError
 from eyespot.evaluate import METRICS, evaluate, load_set
 from eyespot.evaluate import TASKS as SCORED
 from eyespot.evaluate.metrics import box, iou
+from eyespot.multi_view import VIEWS
 from eyespot.train.data import internvl
 from eyespot.train.data.record import Place, faults
 from eyespot.train.scenes import (
@@ -40,7 +41,6 @@ from eyespot.train.scenes import (
     traffic,
     vocabulary,
 )
-from eyespot.train.tasks.multi_view import VIEWS
 
 N = 60  # scenes of a property test
 

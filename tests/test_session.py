@@ -41,7 +41,7 @@ class FakeEngine:
     def past(self) -> int:
         return len(self.items)
 
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
+    def encode(self, pixels: np.ndarray, *beside: None) -> np.ndarray:
         self.encoded += 1
         flat = pixels.reshape(len(pixels) * 4, -1)  # four rows a tile
         return np.stack([flat.mean(1), flat.std(1), flat[:, 0]], 1).astype(np.float32)
@@ -62,7 +62,7 @@ class FakeEngine:
         out[IDS["<|im_end|>"]] = -99 if self.never_stop else out[IDS["<|im_end|>"]] + 2.2
         return out
 
-    def feed(self, tokens: npt.ArrayLike, features: np.ndarray | None = None) -> None:
+    def feed(self, tokens: npt.ArrayLike, features: np.ndarray | None = None, positions: None = None) -> None:
         tokens = np.asarray(tokens)
         assert 0 < len(tokens) <= self.info["ctx_size"] - self.past
         seen = [i for i, t in enumerate(tokens) if t == IDS["<IMG_CONTEXT>"]]
@@ -157,7 +157,7 @@ def test_two_pictures_do_not_match_though_their_tokens_do(model: Model) -> None:
 def test_the_common_prefix_may_end_inside_a_picture(model: Model) -> None:
     first = model.generate("What?", [noise(200, 120)], **QUIET)
     placed = model.processor.chat(model.processor.messages("What?", [noise(200, 120)])).pictures[0]
-    model.cache._keys = model.cache._keys[: placed.start + 5]
+    model.cache.keys = model.cache.keys[: placed.start + 5]
     model.engine.truncate(placed.start + 5)
     again = model.generate("What?", [noise(200, 120)], **QUIET)
     assert again.timings.reused_tokens == placed.start + 5

@@ -14,18 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eyespot import images
+from eyespot import images, multi_view
 from eyespot.errors import EyespotError, UsageError
+from eyespot.multi_view import CELL, STITCHED, VIEWS
 from eyespot.resolution import InternVL
 from eyespot.train.data.check import Check
 from eyespot.train.data.record import BadRecord, Place, Record, dialogue
 from eyespot.train.data.sets import Skipped, open_set
 from eyespot.train.data.write import write_jsonl
-from eyespot.train.tasks import classification, mixing, multi_view, region
+from eyespot.train.tasks import classification, mixing, region
+from eyespot.train.tasks import multi_view as multi_view_rows
 from eyespot.train.tasks.annotation import Annotated, Annotations, Thing, grounded
 from eyespot.train.tasks.convert import TASKS, Request, convert
 from eyespot.train.tasks.grounding import detect
-from eyespot.train.tasks.multi_view import CELL, STITCHED, VIEWS
 from test_train_data import eyespot, jsonl, picture
 
 CATS = (Thing("cat", (500, 100, 700, 900)), Thing("dog", (0, 0, 250, 500)), Thing("cat", (100, 250, 500, 750)))
@@ -152,7 +153,7 @@ def test_bad_views(tmp_path: Path) -> None:
 
     def fault(**more: Any) -> str:
         with pytest.raises(BadRecord) as caught:
-            multi_view.annotated({**good, **more}, Place("set", 4), tmp_path)
+            multi_view_rows.annotated({**good, **more}, Place("set", 4), tmp_path)
         return str(caught.value)
 
     assert fault().startswith("set:4: objects.view is None")

@@ -278,6 +278,60 @@ class Engine {
     past_ = n;
   }
 
+  // Calls piece(bytes of the arena or of positions_, their number) for all that the first n tokens have left, in one order.
+  template <class Piece>
+  void state(int64_t n, const Piece& piece) {
+    const Memory& memory = program_.memory;
+    for (const KvLayer& layer : memory.kv_layers) {
+      const CacheLayout layout = cache_layout(memory.kv_type, layer.kv_heads, layer.head_dim, memory.ctx);
+      const int64_t key = layout.head / layout.keys, blocks = round_up(n, PANEL);
+      std::byte* k = arena_.data() + layer.span.offset;
+      for (int64_t h = 0; h < layer.kv_heads; ++h) {
+        piece(k + h * layout.head, blocks * key);
+        piece(k + layout.numbers + h * layout.head, n * key);
+        if (layout.scales == 0) continue;
+        std::byte* scales = k + 2 * layout.numbers + h * layout.keys * 4;
+        piece(scales, n * 4);
+        piece(scales + layout.scales, n * 4);
+      }
+    }
+    if (graphs_[0].positions) {
+      positions_.resize(static_cast<size_t>(ctx_ * AXES));
+      piece(reinterpret_cast<std::byte*>(positions_.data()), n * AXES * 4);
+    }
+  }
+
+  int64_t state_bytes(int32_t n) {
+    int64_t bytes = 0;
+    state(n, [&](std::byte*, int64_t size) { bytes += size; });
+    return bytes;
+  }
+
+  void save(int32_t n, void* out) {
+    check_surroundings();
+    if (n < 0 || n > past_ || out == nullptr) fail_with(ES_USAGE, "tokens to save", n, "0 to " + str(past_));
+    auto* to = static_cast<std::byte*>(out);
+    state(n, [&](std::byte* from, int64_t size) {
+      std::memcpy(to, from, static_cast<size_t>(size));
+      to += size;
+    });
+  }
+
+  void load(int32_t n, const void* in) {
+    check_surroundings();
+    if (n < 0 || n > ctx_ || in == nullptr) fail_with(ES_USAGE, "tokens to load", n, "0 to " + str(ctx_));
+    last_row_ = nullptr, past_ = 0;
+    const auto* from = static_cast<const std::byte*>(in);
+    state(n, [&](std::byte* to, int64_t size) {
+      std::memcpy(to, from, static_cast<size_t>(size));
+      from += size;
+    });
+    for (int64_t i = 0; graphs_[0].positions && i < n * AXES; ++i)
+      if (positions_[static_cast<size_t>(i)] < 0 || positions_[static_cast<size_t>(i)] > limits::CONTEXT)
+        fail_with(ES_USAGE, "position " + str(i), positions_[static_cast<size_t>(i)], "0 to " + str(limits::CONTEXT));
+    past_ = n;
+  }
+
   void cancel(bool on) { cancelled_.store(on, std::memory_order_relaxed); }
 
   void trace(es_trace_fn callback, void* user) { trace_ = callback, trace_user_ = user; }
@@ -465,6 +519,19 @@ int32_t es_past(const es_engine* engine) { return engine->engine.past(); }
 
 int es_truncate(es_engine* engine, int32_t n) {
   return guarded([&] { engine->engine.truncate(n); });
+}
+
+int64_t es_state_bytes(const es_engine* engine, int32_t n) {
+  auto& inner = const_cast<es_engine*>(engine)->engine;  // it only looks
+  return n < 0 ? 0 : inner.state_bytes(n);
+}
+
+int es_state_save(es_engine* engine, int32_t n, void* out) {
+  return guarded([&] { engine->engine.save(n, out); });
+}
+
+int es_state_load(es_engine* engine, int32_t n, const void* in) {
+  return guarded([&] { engine->engine.load(n, in); });
 }
 
 void es_cancel(es_engine* engine, int32_t on) { engine->engine.cancel(on != 0); }

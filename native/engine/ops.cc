@@ -578,7 +578,7 @@ Bound bind_patches(Binder& b) {
   const Shape& shape = b.in(0).shape;  // [t, 3, s, s], checked with the graph's inputs
   const int64_t patch = b.integer("patch", 1, limits::IMAGE_SIDE);
   step->channels = shape[1].per, step->height = shape[2].per, step->width = shape[3].per, step->patch = patch;
-  if (step->height % patch != 0 || step->width % patch != 0) b.bad("pixels are not whole patches of " + str(patch));
+  if (step->height < patch || step->width < patch) b.bad("pixels hold no patch of " + str(patch));
   step->rows = {shape[0].per * (step->height / patch) * (step->width / patch), shape[0].of};
   b.result(step->out = b.out(step->rows, step->channels * patch * patch));
   return step;
@@ -618,11 +618,9 @@ Bound bind_pixel_shuffle(Binder& b) {
   auto step = make<PixelShuffle>();
   step->x = b.matrix(0), step->width = b.columns(0);
   step->side = b.integer("side", 1, limits::IMAGE_SIDE), step->factor = b.integer("factor", 1, step->side);
-  if (step->side % step->factor != 0)
-    b.bad("side " + str(step->side) + " is not a multiple of factor " + str(step->factor));
   b.grouped(0, step->side * step->side);
-  const int64_t square = step->factor * step->factor;
-  step->rows = {b.rows(0).per / square, b.rows(0).of};
+  const int64_t square = step->factor * step->factor, across = (step->side + step->factor - 1) / step->factor;
+  step->rows = {product(b.rows(0).per / (step->side * step->side), across * across, "rows"), b.rows(0).of};
   b.result(step->out = b.out(step->rows, product(step->width, square, "row")));
   return step;
 }

@@ -442,13 +442,16 @@ struct PixelShuffle : Step {
   Dim rows;  // of the output
   int64_t side, factor, width;
   void operator()(const Run& run) const {
-    const int64_t across = side / factor;
+    const int64_t across = (side + factor - 1) / factor;
     by_rows(run, rows.at(run.counts), width * factor * factor, [&](int64_t first, int64_t last, const Member&) {
       float* to = out + first * factor * factor * width;
       for (int64_t i = first; i < last; ++i) {
         const int64_t tile = i / (across * across), top = i / across % across * factor, left = i % across * factor;
-        for (int64_t y = 0; y < factor; ++y, to += factor * width)
-          copy(to, x + (tile * side * side + (top + y) * side + left) * width, factor * width);
+        for (int64_t y = 0; y < factor; ++y, to += factor * width) {
+          const int64_t inside = top + y < side ? std::min(factor, side - left) : 0;  // zeros beyond the picture
+          copy(to, x + (tile * side * side + (top + y) * side + left) * width, inside * width);
+          std::fill(to + inside * width, to + factor * width, 0.0F);
+        }
       }
     });
   }

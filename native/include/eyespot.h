@@ -84,6 +84,12 @@ ES_API int es_logits(const es_engine* engine, float* logits);
 ES_API int32_t es_past(const es_engine* engine);
 ES_API int es_truncate(es_engine* engine, int32_t n);
 
+/* The sequence's first n tokens (0..es_past) as bytes, so that another engine of the same bundle, context and machine can
+ * go on from them: how many bytes; written to `out`; taken from `in`, in place of what the sequence was. */
+ES_API int64_t es_state_bytes(const es_engine* engine, int32_t n);
+ES_API int es_state_save(es_engine* engine, int32_t n, void* out);
+ES_API int es_state_load(es_engine* engine, int32_t n, const void* in);
+
 /* From any thread or a signal handler. on = 1: the running call, or else the next one, ends with ES_CANCELLED at its next
  * block, be it the first; the request has then been met. on = 0: takes back a request that no call has met. */
 ES_API void es_cancel(es_engine* engine, int32_t on);

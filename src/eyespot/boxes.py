@@ -22,7 +22,8 @@ Point = tuple[float, float]
 @dataclass(frozen=True, slots=True)
 class Box:
     """What an answer points at, in pixels of the picture that the user gave, set upright: (x1, y1) to (x2, y2) from its
-    left upper corner; a point where the two are one. label: what it is said to be. picture: which one, from 0."""
+    left upper corner; a point where the two are one. label: what it is said to be. picture: which one, from 0. view: of
+    stitched cameras the one whose picture is meant."""
 
     x1: float
     y1: float
@@ -30,6 +31,7 @@ class Box:
     y2: float
     label: str = ""
     picture: int = 0
+    view: str = ""
 
     @property
     def corners(self) -> Corners:

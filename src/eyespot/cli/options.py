@@ -19,6 +19,10 @@ Fps = Annotated[float | None, flag("--fps", help="Frames a second to show of it.
 MaxFrames = Annotated[int | None, flag("--max-frames", least=1, help="Most frames to show of it.  [default: 8]")]
 VideoStart = Annotated[float | None, flag("--video-start", help="Seconds where the part to be shown begins.")]
 VideoEnd = Annotated[float | None, flag("--video-end", help="Seconds where it ends.")]
+View = Annotated[
+    list[str] | None,
+    flag("--view", metavar="CAMERA=PATH", help="One of six cameras, FRONT_LEFT to BACK_RIGHT, stitched to a picture."),
+]
 System = Annotated[str | None, flag("--system", help="System prompt instead of the model's own.")]
 MaxTokens = Annotated[int, flag("-n", "--max-tokens", least=1, help="Most tokens of an answer.")]
 CtxSize = Annotated[int, flag("-c", "--ctx-size", least=0, help="Tokens of context; 0: as compiled.")]
@@ -46,6 +50,10 @@ JsonSchema = Annotated[
     flag("--json-schema", metavar="SCHEMA", help="Hold the answer to a JSON schema: a file, JSON, or boxes."),
 ]
 Draw = Annotated[str | None, flag("--draw", metavar="PNG", help="Draw the boxes of the answer on the picture.")]
+PromptCache = Annotated[
+    str | None,
+    flag("--prompt-cache", metavar="FILE", help="Go on from this file where it fits, and leave it for next time."),
+]
 Json = Annotated[bool, flag("--json", help="The answer as JSON on stdout.")]
 NoStats = Annotated[bool, flag("--no-stats", help="No line of statistics on stderr.")]
 
@@ -80,15 +88,36 @@ def seeing(max_tiles: int | None, image_tokens: int | None, image_ms: float | No
     return {"max_tiles": max_tiles, "image_tokens": image_tokens, "image_ms": image_ms, "image_rule": image_rule}
 
 
-def drawn(answer: Answer, images: list[str], out: str) -> None:
+def cameras(views: list[str]) -> dict[str, str]:
+    """Camera -> path, of --view."""
+    from eyespot.errors import UsageError
+
+    found: dict[str, str] = {}
+    for view in views:
+        name, equals, path = view.partition("=")
+        if not equals or name in found:
+            raise UsageError("--view", found=view, expected="CAMERA=PATH, each camera once")
+        found[name] = path
+    return found
+
+
+def drawn(answer: Answer, images: list[str], views: Mapping[str, str], out: str) -> None:
     """Writes the picture that an answer's boxes are about, with the boxes; says so, or that there are none."""
+    from eyespot import multi_view
     from eyespot.errors import UsageError
     from eyespot.images import load
     from eyespot.run.draw import draw
 
-    picture = load(images[answer.boxes[0].picture if answer.boxes else -1])
+    found = [(box.label, box.corners) for box in answer.boxes]
+    if views:
+        loaded = {name: load(path) for name, path in views.items()}
+        image = multi_view.stitch(loaded)
+        sizes = {name: (camera.width, camera.height) for name, camera in loaded.items()}
+        found = [(b.label, multi_view.on_canvas(b.view, b.corners, sizes[b.view])) for b in answer.boxes]
+    else:
+        image = load(images[answer.boxes[0].picture if answer.boxes else -1]).image
     try:
-        draw(picture.image, [(box.label, box.corners) for box in answer.boxes]).save(out)
+        draw(image, found).save(out)
     except (OSError, ValueError) as error:
         raise UsageError(f"{out}: cannot be written ({error})", expected="a .png or .jpg in a directory") from None
     count = len(answer.boxes)

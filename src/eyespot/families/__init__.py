@@ -10,7 +10,7 @@ from typing import Any
 
 from eyespot import limits
 from eyespot.errors import EyespotError, UnsupportedModel
-from eyespot.families import internlm2, internvl, llama, minicpm, phi3, qwen2, qwen2_5_vl
+from eyespot.families import bluelm_v, internlm2, internvl, llama, minicpm, phi3, qwen2, qwen2_5_vl
 from eyespot.families.blocks import Built, Request
 from eyespot.families.config import Fields, Findings
 from eyespot.program import verify
@@ -26,6 +26,7 @@ REGISTRY: dict[str, Callable[[Request], Built]] = {
     "InternVLChatModel": internvl.build,
     "InternVLForConditionalGeneration": internvl.build_hf,
     "Qwen2_5_VLForConditionalGeneration": qwen2_5_vl.build,
+    "BlueLMVForConditionalGeneration": bluelm_v.build,
 }
 
 

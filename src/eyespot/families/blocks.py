@@ -309,7 +309,8 @@ def _decoder_layer(b: Builder, d: Decoder, x: str, n: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VitLayer:
-    """A pre-norm ViT layer: sizes, and the checkpoint's tensors (q, k, v as one or three, `ls` scale what is added)."""
+    """A pre-norm ViT layer: sizes, and the checkpoint's tensors (q, k, v as one or three; `ls`, where there are any,
+    scale what is added)."""
 
     width: int
     intermediate: int
@@ -347,7 +348,8 @@ def vit_layer(b: Builder, v: VitLayer, x: str, at: str) -> str:
         )
 
     def scaled_add(h: str, name: str, source: str) -> str:
-        return b("add", x, h, scale=b.weight(f"{at}{name}", (v.width,), [source]), alpha=1.0, out=f"{name}_residual")
+        scale = b.weight(f"{at}{name}", (v.width,), [source]) if source else None
+        return b("add", x, h, scale=scale, alpha=1.0, out=f"{name}_residual")
 
     h = norm(x, "norm1", v.norm1)
     qkv = b.weight(f"{at}attn.qkv.weight", (3 * v.width, v.width), v.qkv)

@@ -7,29 +7,18 @@ InternViT-6B (RMS norm, normalized q and k) is refused. Sources: the InternVL re
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from eyespot import limits
-from eyespot.errors import UnsupportedModel, UsageError
-from eyespot.families import blocks, internlm2, llama, phi3, qwen2
+from eyespot.errors import UsageError
+from eyespot.families import blocks
 from eyespot.families.blocks import BUFFERS, Built, Decoder, Names, Request, Sources, VitLayer
 from eyespot.families.config import Fields
+from eyespot.families.language import language
 from eyespot.program import Builder, Dim, Info, Rows
 
-LANGUAGE: dict[str, Callable[[Request, Fields, Names], Decoder]] = {
-    "Qwen2ForCausalLM": qwen2.decoder,
-    "LlamaForCausalLM": llama.decoder,
-    "InternLM2ForCausalLM": internlm2.decoder,
-    "Phi3ForCausalLM": phi3.decoder,
-}
-MODEL_TYPES = {
-    "qwen2": "Qwen2ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "internlm2": "InternLM2ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 IMAGE_PROCESSOR = "GotOcr2ImageProcessor"  # transformers' InternVL uses this model's
 DONE = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True}
@@ -287,19 +276,6 @@ def vit_layer(v: Vision, names: VisionNames, n: int) -> VitLayer:
     )  # fmt: skip
 
 
-def language(request: Request, fields: Fields, names: Names) -> Decoder:
-    """The language model inside, by its architecture, or, in a '-hf' config, by its model_type."""
-    listed, model_type = fields.raw.get("architectures"), fields.raw.get("model_type")
-    found = listed[0] if isinstance(listed, list) and listed else model_type
-    found = found if isinstance(found, str) else "none"
-    found = MODEL_TYPES.get(found, found)
-    if found not in LANGUAGE:
-        raise UnsupportedModel(
-            "InternVL around a language model that no family here builds", found=found, expected=", ".join(LANGUAGE)
-        )
-    return LANGUAGE[found](request, fields, names)
-
-
 def assemble(
     request: Request,
     vision: Vision,
@@ -373,7 +349,7 @@ def build(request: Request) -> Built:
     for key in ("use_backbone_lora", "use_llm_lora"):
         top.only(key, (0,), 0)
     top.ignore("force_image_size", "hidden_size", "tie_word_embeddings")  # the language model's own are meant
-    decoder = language(request, text, Names("language_model.", "language_model.model.", "language_model."))
+    decoder = language(request, text, Names("language_model.", "language_model.model.", "language_model."), "InternVL")
     token = image_token(request, ("img_context_token_id", "image_token_id"), decoder.sizes.vocab_size)
     dynamic = top.flag("dynamic_image_size", True)
     most = top.integer("max_dynamic_patch", limits.TILES, default=12)
@@ -403,7 +379,7 @@ def build_hf(request: Request) -> Built:
     head = "language_model." if "language_model.lm_head.weight" in tensors else ""
     if "tie_word_embeddings" in top:  # the outer flag is the one transformers obeys
         text.override("tie_word_embeddings", top.flag("tie_word_embeddings"))
-    decoder = language(request, text, Names("language_model.", body, head))
+    decoder = language(request, text, Names("language_model.", body, head), "InternVL")
     token = image_token(request, ("image_token_id", "image_token_index"), decoder.sizes.vocab_size)
     tiles, warnings = picture_rule(Fields(request.image_processor, top.findings, "image_processor."))
     seen = top.integer("image_seq_length", limits.CONTEXT, default=vision.tile_tokens)

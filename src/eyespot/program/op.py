@@ -218,7 +218,7 @@ def _patches(a: Args) -> Shape:
     assert isinstance(channels, int)
     assert isinstance(height, int)
     assert isinstance(width, int)
-    _need(height % patch == 0 and width % patch == 0, f"{width}x{height} pixels are not whole patches of {patch}")
+    _need(height >= patch and width >= patch, f"{width}x{height} pixels hold no patch of {patch}")
     return (Dim(tiles.per * (height // patch) * (width // patch), tiles.of), channels * patch * patch)
 
 
@@ -251,9 +251,9 @@ def _slice(a: Args) -> Shape:
 
 def _pixel_shuffle(a: Args) -> Shape:
     side, factor = a.integer("side", 1), a.integer("factor", 1)
-    _need(side % factor == 0, f"side {side} is not a multiple of factor {factor}")
     rows, width = a.grouped(0, side * side)
-    return (Dim(rows.per // (factor * factor), rows.of), width * factor * factor)
+    squares = -((-side // factor) ** 2)
+    return (Dim(rows.per // (side * side) * squares, rows.of), width * factor * factor)
 
 
 def _select(a: Args) -> Shape:
@@ -333,7 +333,7 @@ OPS: dict[str, OpSpec] = {
         _patches,
         (),
         {"patch": int},
-        "pixels [t, c, h, w] -> one row a patch, row-major over the picture; inside a row channel, y, x",
+        "pixels [t, c, h, w] -> one row a whole patch, row-major over the picture; inside a row channel, y, x",
     ),
     "concat": OpSpec(1, _concat, ("prefix",), {"group": int}, "puts the row `prefix` before each group of rows"),
     "position": OpSpec(1, _position, ("weight",), {}, "adds weight[i] to row i of every group of len(weight) rows"),
@@ -344,7 +344,7 @@ OPS: dict[str, OpSpec] = {
         (),
         {"side": int, "factor": int},
         "each group is a side x side picture of rows; every factor x factor square becomes one row, "
-        "inside it (dy, dx, channel); squares are row-major (InternVL's ps_version v2)",
+        "inside it (dy, dx, channel), zeros beyond the picture; squares are row-major (InternVL's ps_version v2)",
     ),
     "select": OpSpec(2, _select, (), {}, "inputs x, rows: out[i] = x[rows[i]]"),
 }

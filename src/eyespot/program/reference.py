@@ -283,7 +283,8 @@ def _scale(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
 def _patches(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
     patch = int(op.attrs["patch"])
     t, c, height, width = x[0].shape
-    cut = x[0].reshape(t, c, height // patch, patch, width // patch, patch)
+    whole = x[0][:, :, : height // patch * patch, : width // patch * patch]
+    cut = whole.reshape(t, c, height // patch, patch, width // patch, patch)
     return cut.transpose(0, 2, 4, 1, 3, 5).reshape(-1, c * patch * patch)
 
 
@@ -306,7 +307,10 @@ def _slice(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
 
 def _pixel_shuffle(_: Reference, op: Op, x: list[Array], w: dict[str, Array]) -> Array:
     side, factor, width = int(op.attrs["side"]), int(op.attrs["factor"]), x[0].shape[1]
-    squares = x[0].reshape(-1, side // factor, factor, side // factor, factor, width)
+    more = -side % factor
+    picture = np.pad(x[0].reshape(-1, side, side, width), ((0, 0), (0, more), (0, more), (0, 0)))
+    across = (side + more) // factor
+    squares = picture.reshape(-1, across, factor, across, factor, width)
     return squares.transpose(0, 1, 3, 2, 4, 5).reshape(-1, factor * factor * width)
 
 

@@ -188,6 +188,16 @@ class Engine:
         with _translated():
             self._engine.truncate(int(n))
 
+    def save(self, n: int) -> npt.NDArray[np.uint8]:
+        """What the first n tokens have left in the cache, for load() of an engine of the same bundle and context."""
+        with _translated():
+            return self._engine.save(int(n))
+
+    def load(self, state: npt.NDArray[np.uint8], n: int) -> None:
+        """Goes on from n tokens that save() wrote. UsageError when they do not fit this engine."""
+        with _translated():
+            self._engine.load(np.ascontiguousarray(state, np.uint8), int(n))
+
     def cancel(self, on: bool = True) -> None:
         """From any thread: the running call, or else the next one, stops at its next block and raises Cancelled.
 

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -202,6 +203,29 @@ class Model:
             cause=cause,
         )
 
+    def save_prompt(self, path: str | Path) -> int:
+        """Writes what the sequence holds, pictures included, to a file; returns its tokens. See run/prompt_cache.py."""
+        from eyespot.run.prompt_cache import save
+
+        with self._alone():
+            return save(self, Path(path))
+
+    def load_prompt(self, path: str | Path) -> int:
+        """Goes on from what save_prompt() wrote: a prompt that begins alike is not read again, nor its pictures seen.
+        Returns its tokens. EyespotError for a file that is none, or is another bundle's."""
+        from eyespot.run.prompt_cache import restore
+
+        with self._alone():
+            return restore(self, Path(path))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The engine, between two answers."""
+        if self._owner == threading.get_ident():
+            self.cancel()  # or it would wait for itself
+        with self._lock:
+            yield
+
     def rule(self, options: Options) -> Rule | None:
         """How these options have pictures cut; None for a model without eyes. image_ms takes the engine, the first
         time, to encode a grey tile."""
@@ -226,9 +250,7 @@ class Model:
         grey = load(Image.new("RGB", (side, side)))
         cut = self.processor.cut(grey, None if info.tile_tokens == 1 else resolution.other(image.resolution, "fixed"))
         took = []
-        if self._owner == threading.get_ident():
-            self.cancel()  # or it would wait for itself
-        with self._lock:
+        with self._alone():
             for _ in range(2):
                 started = time.perf_counter()
                 for seen in self.processor.seen(grey, cut):

@@ -10,14 +10,14 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from eyespot import boxes, images, limits, resolution, video
+from eyespot import boxes, images, limits, multi_view, resolution, video
 from eyespot.boxes import Box
 from eyespot.bundle.read import Bundle
 from eyespot.errors import EyespotError, UsageError
@@ -151,7 +151,8 @@ class Processor:
         """Checked messages of a prompt, which is the user's text or a list of {"role", "content"}.
 
         content: a string, or parts {"type": "text", "text"}, {"type": "image", "image": path, bytes or PIL image} and
-        {"type": "video", "video": path, "fps", "max_frames", "start", "end"}.
+        {"type": "video", "video": path, "fps", "max_frames", "start", "end"}
+        and {"type": "views", "views": {camera: path}}.
         pictures: of the user's text, or of the last user message.
         """
         raw: Sequence[Mapping[str, Any]] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -182,6 +183,9 @@ class Processor:
                 case {"type": "image", "image": source}:
                     loaded += [images.load(p) for p in self._eyes([source])]
                     parts.append({"type": "image"})
+                case {"type": "views", "views": Mapping() as views}:
+                    loaded.append(self._stitched(views))
+                    parts.append({"type": "image"})
                 case {"type": "video", "video": source, **how}:
                     frames = self._frames(source, how)
                     loaded += frames
@@ -195,6 +199,14 @@ class Processor:
                     )
         text = "".join(str(p["text"]) for p in content if p.get("type") == "text")
         return self._arranged(role, text, loaded, parts)
+
+    def _stitched(self, views: Mapping[str, Source]) -> Picture:
+        """Six cameras as one picture that knows them."""
+        self._eyes([*views.values()])
+        loaded = {name: images.load(source) for name, source in views.items()}
+        picture = images.load(multi_view.stitch(loaded))
+        sizes = tuple((name, (camera.width, camera.height)) for name, camera in loaded.items())
+        return replace(picture, name="six cameras", views=sizes)
 
     def _frames(self, source: Any, how: Mapping[str, Any]) -> list[Picture]:
         """Frames of a clip as pictures of one tile, with their times. how: fps, max_frames, start, end; see Options."""
@@ -436,6 +448,28 @@ class Processor:
                 self._numbers[key] = next(self._counter)
             return self._numbers[key]
 
+    def numbered(self, keys: npt.NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+        """Number -> picture and cut, as JSON, of the pictures that keys speak of."""
+        with self._lock:
+            known = {number: (digest.hex(), asdict(cut)) for (digest, cut), number in self._numbers.items()}
+        used = np.unique((-1 - keys[keys < 0]) >> 32).tolist()
+        return {str(n): {"digest": known[n][0], "cut": known[n][1]} for n in used}
+
+    def numbers_for(
+        self, pictures: Mapping[int, tuple[bytes, Cut]], keys: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Keys that another processor made, with the numbers that these pictures have here."""
+        found = keys.copy()
+        own = {}
+        for number, (digest, cut) in pictures.items():
+            with self._lock:
+                own[number] = self._numbers.setdefault((digest, cut), next(self._counter))
+        mine = np.flatnonzero(keys < 0)
+        row = (-1 - keys[mine]) & 0xFFFFFFFF
+        new = np.array([own[n] for n in ((-1 - keys[mine]) >> 32).tolist()], np.int64)
+        found[mine] = -1 - (new << 32) - row
+        return found
+
     # Boxes
 
     def boxes(self, text: str, prompt: Prompt) -> tuple[tuple[Box, ...], tuple[str, ...]]:
@@ -447,6 +481,10 @@ class Processor:
         pixels = self._axes  # others say thousandths
         to_picture = (lambda x, y: placed.cut.to_picture(x, y, size)) if pixels else None
         found, faults = boxes.read(text, size, to_picture, len(prompt.pictures) - 1)
+        if placed.picture.views:
+            sizes = dict(placed.picture.views)
+            at = [(box, *multi_view.off_canvas(box.corners, sizes)) for box in found]
+            found = [replace(box, x1=c[0], y1=c[1], x2=c[2], y2=c[3], view=view) for box, view, c in at]
         return tuple(found), tuple(faults)
 
     # Pixels

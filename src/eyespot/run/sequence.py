@@ -37,6 +37,8 @@ class EngineLike(Protocol):
     def top(self, k: int) -> tuple[npt.NDArray[np.int32], F32]: ...
     def logits(self) -> F32: ...
     def truncate(self, n: int) -> None: ...
+    def save(self, n: int) -> npt.NDArray[np.uint8]: ...
+    def load(self, state: npt.NDArray[np.uint8], n: int) -> None: ...
     def cancel(self, on: bool = True) -> None: ...
     def close(self) -> None: ...
 
@@ -78,11 +80,11 @@ class Sequence:
     def __init__(self, engine: EngineLike, seen: Callable[[Picture, Cut], Iterator[Seen]]) -> None:
         self.engine, self.features = engine, Features()
         self._seen = seen
-        self._keys: list[int] = []  # one for each token in the engine's cache
+        self.keys: list[int] = []  # one for each token in the engine's cache
 
     @property
     def past(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
 
     def prefill(self, prompt: Prompt, check: Callable[[], None]) -> Prefill:
         """Makes the sequence hold `prompt`; the engine then tells the logits after its last token.
@@ -112,19 +114,24 @@ class Sequence:
                 None if prompt.positions is None else prompt.positions[cost.reused :],
             )
         finally:  # a cancelled prefill keeps whole chunks
-            self._keys = keys[: self.engine.past]
+            self.keys = keys[: self.engine.past]
         cost.prefill_s = time.perf_counter() - started
         return cost
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self.engine.truncate(0)
+        self.keys = []
 
     def decode(self, token: int) -> None:
         """Appends a token; the engine then tells the logits after it."""
         self.engine.feed([token])
-        self._keys.append(token)
+        self.keys.append(token)
 
     def _common(self, prompt: Prompt) -> int:
         """Tokens of `prompt` that stand in the cache; one at least is left to prefill, for its logits."""
-        count = min(len(self._keys), len(prompt.keys) - 1)
-        differ = np.flatnonzero(np.array(self._keys[:count], np.int64) != prompt.keys[:count])
+        count = min(len(self.keys), len(prompt.keys) - 1)
+        differ = np.flatnonzero(np.array(self.keys[:count], np.int64) != prompt.keys[:count])
         return int(differ[0]) if len(differ) else count
 
     def _encode(self, placed: Placed, cost: Prefill) -> F32:

@@ -12,10 +12,10 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
+from eyespot.multi_view import CELL, COLUMNS, VIEWS, stitch
 from eyespot.train.scenes import canvas, glyphs, questions, split, vocabulary
 from eyespot.train.scenes.questions import ask
 from eyespot.train.scenes.scene import Box, Question
-from eyespot.train.tasks.multi_view import CELL, COLUMNS, VIEWS, stitch
 
 EMOJI = "🚗🚌🚕🚑🚜🚲🚚🛴🐶🐮⚽☂"
 CAMERA = (CELL[0] // 4, CELL[1] // 4)  # pixels of one camera, before it is stitched

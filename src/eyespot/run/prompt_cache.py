@@ -1,0 +1,94 @@
+"""The sequence of an engine in a file, pictures included: what a long prompt left there, so that it need not be read
+again. Knows the cache's keys and the file; what the engine's bytes mean is the engine's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eyespot import limits, tensorfile
+from eyespot.errors import EyespotError, UsageError
+from eyespot.resolution import Cut
+
+if TYPE_CHECKING:
+    from eyespot.run.model import Model
+
+KIND = "eyespot prompt cache 1"
+STATE, KEYS = "state", "keys"
+
+
+def save(model: Model, path: Path) -> int:
+    """Writes what the model's sequence holds; the file gets its name when it is whole. Returns its tokens."""
+    keys = np.array(model.cache.keys, np.int64)
+    state = model.engine.save(len(keys))
+    facts = {
+        "kind": KIND,
+        "bundle": identity(model),
+        "tokens": str(len(keys)),
+        "pictures": json.dumps(model.processor.numbered(keys)),
+        "sha256": hashlib.sha256(keys.tobytes() + state.tobytes()).hexdigest(),
+    }
+    stored = {STATE: state, KEYS: keys.view(np.uint8)}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            shapes = {name: ("U8", array.shape) for name, array in stored.items()}
+            order = tensorfile.layout(shapes, facts)[1]
+            tensorfile.write(file, shapes, ((name, stored[name]) for name in order), facts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UsageError(f"{path}: the prompt cache cannot be written ({error.strerror or error})") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return len(keys)
+
+
+def restore(model: Model, path: Path) -> int:
+    """Makes the sequence what save() wrote; the next prompt goes on from what it has in common. Returns its tokens.
+
+    EyespotError for a file that is none, is damaged, or is of another bundle or context; the sequence is then empty.
+    """
+    file = tensorfile.TensorFile(path)
+    facts = file.metadata
+    if facts.get("kind") != KIND:
+        raise EyespotError(f"{path}: not a prompt cache", found=facts.get("kind", "no kind"), expected=KIND)
+    if facts.get("bundle") != identity(model):
+        raise EyespotError(f"{path}: the prompt cache of another model, or of another context size", cause="delete it")
+    try:
+        keys = np.array(file.raw(KEYS), np.uint8).view(np.int64)
+        pictures = json.loads(facts["pictures"])
+        if str(len(keys)) != facts["tokens"] or len(keys) > limits.CONTEXT:
+            raise ValueError("tokens")
+        known = model.processor.numbers_for({int(n): _picture(p) for n, p in pictures.items()}, keys)
+        state = np.array(file.raw(STATE), np.uint8)
+        if hashlib.sha256(keys.tobytes() + state.tobytes()).hexdigest() != facts["sha256"]:
+            raise ValueError("the hash differs")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise EyespotError(f"{path}: damaged ({type(error).__name__}: {error})", cause="delete it") from None
+    model.cache.forget()
+    model.engine.load(state, len(keys))
+    model.cache.keys = known.tolist()
+    return len(keys)
+
+
+def identity(model: Model) -> str:
+    """Equal for equal bundles at equal contexts."""
+    digest = hashlib.sha256((model.bundle.path / "manifest.json").read_bytes())
+    digest.update(b"%d" % model.ctx_size)
+    return digest.hexdigest()
+
+
+def _picture(raw: Mapping[str, Any]) -> tuple[bytes, Cut]:
+    cut = raw["cut"]
+    columns, rows = int(cut["columns"]), int(cut["rows"])
+    sizes = {name: (int(cut[name][0]), int(cut[name][1])) for name in ("tile", "resized", "at")}
+    return bytes.fromhex(raw["digest"]), Cut(columns, rows, **sizes, thumbnail=cut["thumbnail"])
