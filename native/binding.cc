@@ -184,6 +184,10 @@ class Engine {
     const Use use(*this);
     check(es_truncate(engine_, n));
   }
+  void release_eyes() {
+    const Use use(*this);
+    check(es_release_eyes(engine_));
+  }
   Numbers<uint8_t> save(int32_t n) {
     const Use use(*this);
     if (n < 0 || n > es_past(engine_)) raise(ES_USAGE, "tokens to save are out of range; found " + std::to_string(n));
@@ -420,6 +424,7 @@ NB_MODULE(_native, m) {
       .def("profiled", &Engine::profiled)
       .def_prop_ro("past", &Engine::past)
       .def("truncate", &Engine::truncate, "n"_a)
+      .def("release_eyes", &Engine::release_eyes)
       .def("save", &Engine::save, "n"_a)
       .def("load", &Engine::load, "state"_a, "n"_a)
       .def("cancel", &Engine::cancel, "on"_a = true)

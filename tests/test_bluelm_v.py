@@ -36,7 +36,7 @@ def test_features_and_logits_are_transformers(tmp_path: Path, layer: int) -> Non
     result = compile_model(open_checkpoint(tmp_path / "c"), tmp_path / "b", EXACT)
     assert result.warnings == ()
     with load(tmp_path / "b", threads=2) as model:
-        turns = model.processor.messages("What is it?", [noise((160, 90))])
+        turns = model.processor.messages("What is it?", [noise((150, 75))])
         prompt = model.processor.chat(turns)
         (placed,) = prompt.pictures
         assert (placed.cut.columns, placed.cut.rows, placed.cut.thumbnail) == (2, 1, "last")

@@ -14,6 +14,7 @@ import pytest
 
 import eyespot
 import models
+from eyespot import images
 from eyespot.errors import Cancelled, EyespotError, UsageError
 from eyespot.run.model import Model
 from eyespot.run.processor import load_processor
@@ -42,7 +43,7 @@ class FakeEngine:
         return len(self.items)
 
     def encode(self, pixels: np.ndarray, *beside: None) -> np.ndarray:
-        self.encoded += 1
+        self.encoded += len(pixels)
         flat = pixels.reshape(len(pixels) * 4, -1)  # four rows a tile
         return np.stack([flat.mean(1), flat.std(1), flat[:, 0]], 1).astype(np.float32)
 
@@ -142,7 +143,8 @@ def test_a_conversation_says_what_a_fresh_model_would(seed: int, tmp_path: Path)
         assert fresh.tokens == answer.tokens
         if turn:
             assert answer.timings.reused_tokens >= len(model.prompts[-2].keys) - 1
-    assert model.engine.encoded == 2  # the picture of turns 0 and 2 is the same
+    tiles = model.processor.cut(images.load(noise(200, 120))).tiles
+    assert model.engine.encoded == 2 * tiles  # the picture of turns 0 and 2 is the same
 
 
 def test_two_pictures_do_not_match_though_their_tokens_do(model: Model) -> None:
@@ -151,7 +153,7 @@ def test_two_pictures_do_not_match_though_their_tokens_do(model: Model) -> None:
     again = model.generate("What?", [noise(90, 90, 0)], **QUIET)
     assert again.tokens == one.tokens
     assert again.images[0].encoded is False
-    assert model.engine.encoded == 2
+    assert model.engine.encoded == 2 * one.images[0].tiles
 
 
 def test_the_common_prefix_may_end_inside_a_picture(model: Model) -> None:
@@ -394,7 +396,7 @@ def test_numbers_may_be_numpys_and_none_is_the_default(model: Model) -> None:
 
 def test_max_tiles_cuts_pictures_into_fewer(tmp_path: Path) -> None:
     model = fake_model(tmp_path)
-    with pytest.raises(EyespotError, match="--max-tiles"):
+    with pytest.raises(EyespotError, match="--image-tokens"):
         model.generate("hi", [noise(800, 600)] * 10)  # 13 tiles each, four tokens a tile
     answer = model.generate("hi", [noise(800, 600)] * 10, max_tiles=4, **QUIET)
     assert [image.tiles for image in answer.images] == [5] * 10
@@ -439,7 +441,6 @@ def test_a_broken_template_leaves_raw_text(tmp_path: Path) -> None:
 
 
 def test_features_are_forgotten_by_size() -> None:
-    from eyespot import images
     from eyespot.resolution import Fixed
 
     pictures = [images.load(noise(8, 8, seed)) for seed in range(3)]

@@ -202,6 +202,12 @@ class Engine {
     std::memcpy(features, vision.output, static_cast<size_t>(tiles * info.tile_tokens * info.hidden_size) * sizeof(float));
   }
 
+  void release_eyes() const {
+    if (program_.graphs.size() < 2) return;
+    for (const Block& block : program_.graphs[1].blocks)
+      if (const auto file = files_.find(block.part); file != files_.end()) file->second->release();
+  }
+
   void prefill(const int32_t* tokens, int32_t n, const int32_t* positions, const float* features, int32_t feature_rows,
                int32_t want, float* logits) {
     check_surroundings();
@@ -499,6 +505,10 @@ int es_encode(es_engine* engine, const float* pixels, int32_t tiles, float* feat
 int es_encode_at(es_engine* engine, const float* pixels, int32_t tiles, const int32_t* places, const int32_t* windows,
                  const int32_t* frames, float* features) {
   return guarded([&] { engine->engine.encode_at(pixels, tiles, places, windows, frames, features); });
+}
+
+int es_release_eyes(es_engine* engine) {
+  return guarded([&] { engine->engine.release_eyes(); });
 }
 
 int es_prefill(es_engine* engine, const int32_t* tokens, int32_t n, const float* features, int32_t feature_rows,

@@ -110,6 +110,10 @@ Mapping::~Mapping() {
   if (file_ >= 0) ::close(file_);
 }
 
+void Mapping::release() const {
+  if (data_ != nullptr && file_ >= 0) ::madvise(data_, static_cast<size_t>(size_), MADV_DONTNEED);
+}
+
 int64_t Mapping::file_size() const {
   struct stat status{};
   return ::fstat(file_, &status) == 0 ? status.st_size : -1;

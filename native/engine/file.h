@@ -26,6 +26,7 @@ class Mapping {
   std::byte* data() const { return data_; }
   int64_t size() const { return size_; }
   int64_t file_size() const;  // of the file as it is now; -1 when there is no telling
+  void release() const;  // lets go of a file's pages in memory; they come back when they are read
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), static_cast<size_t>(size_)}; }
 
  private:
@@ -49,6 +50,7 @@ class TensorFile {
   const Tensor& tensor(const std::string& name, const char* dtype, const std::vector<int64_t>& shape,
                        int64_t alignment) const;
   int64_t size() const { return map_.size(); }
+  void release() const { map_.release(); }
   void check_length() const;  // Failure when the file is shorter than it was
 
  private:

@@ -59,6 +59,9 @@ ES_API int es_encode(es_engine* engine, const float* pixels, int32_t tiles, floa
 ES_API int es_encode_at(es_engine* engine, const float* pixels, int32_t tiles, const int32_t* places,
                         const int32_t* windows, const int32_t* frames, float* features);
 
+/* Lets go of the memory that the eyes' weights take, until the next picture: for devices where it is short. */
+ES_API int es_release_eyes(es_engine* engine);
+
 /* Appends n tokens to the sequence, in chunks of at most prefill_chunk. The j-th token equal to image_token_id takes
  * row j of features; feature_rows must be their number. logits: float32 [want][vocab_size], those after the last `want`
  * (0..n) tokens; NULL: they are not copied out, es_top and es_logits tell of the last row. Fails without change when n

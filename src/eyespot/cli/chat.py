@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from contextlib import suppress
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from eyespot.cli import options as o
@@ -158,6 +159,12 @@ class Chat:
         self.pictures.append(picture)
         size, tokens = "x".join(map(str, cut.resized)), model.processor.image_tokens(cut)
         self.note(f"{picture.name} {picture.width}x{picture.height} -> {size}, {cut.tiles} tiles, {tokens} tokens")
+        if self.terminal:  # the person types now: the eyes may begin
+            Thread(target=self._look, args=(picture,), daemon=True).start()
+
+    def _look(self, picture: Picture) -> None:
+        with suppress(Exception):  # told when the answer is asked for
+            self.session.model.look([picture], **self.settings)
 
     def _history(self) -> None:
         said = [(m.role, m.text, [picture.name for picture in m.pictures]) for m in self.session.messages]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 ModelPath = Annotated[str, flag("-m", "--model", help="Directory of a bundle.")]
 Image = Annotated[list[str] | None, flag("--image", metavar="PATH", help="A picture; may be given again.")]
+Audio = Annotated[str | None, flag("--audio", metavar="FILE", help="A spoken instruction; comes after -p, if any.")]
+AudioModel = Annotated[str | None, flag("--audio-model", metavar="DIR", help="A speech model of sherpa-onnx.")]
 Video = Annotated[str | None, flag("--video", metavar="PATH", help="A film, an animation, or a directory of frames.")]
 Fps = Annotated[float | None, flag("--fps", help="Frames a second to show of it.  [default: --max-frames, evenly]")]
 MaxFrames = Annotated[int | None, flag("--max-frames", least=1, help="Most frames to show of it.  [default: 8]")]
@@ -50,6 +52,7 @@ JsonSchema = Annotated[
     flag("--json-schema", metavar="SCHEMA", help="Hold the answer to a JSON schema: a file, JSON, or boxes."),
 ]
 Draw = Annotated[str | None, flag("--draw", metavar="PNG", help="Draw the boxes of the answer on the picture.")]
+Trace = Annotated[str | None, flag("--trace", metavar="JSON", help="What ran when, as a Chrome trace.")]
 PromptCache = Annotated[
     str | None,
     flag("--prompt-cache", metavar="FILE", help="Go on from this file where it fits, and leave it for next time."),

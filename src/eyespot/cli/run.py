@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from eyespot.cli import options as o
 from eyespot.cli.flags import flag
 
+if TYPE_CHECKING:
+    from eyespot.run.model import Model, Options
+
 
 def command(
     model: o.ModelPath,
-    prompt: Annotated[str, flag("-p", "--prompt", help="The user's text; - reads stdin.")],
+    prompt: Annotated[str | None, flag("-p", "--prompt", help="The user's text; - reads stdin.")] = None,
     image: o.Image = None,
     view: o.View = None,
+    audio: o.Audio = None,
+    audio_model: o.AudioModel = None,
     video: o.Video = None,
     fps: o.Fps = None,
     max_frames: o.MaxFrames = None,
@@ -41,6 +46,7 @@ def command(
     json_schema: o.JsonSchema = None,
     draw: o.Draw = None,
     prompt_cache: o.PromptCache = None,
+    trace: o.Trace = None,
     as_json: o.Json = False,
     no_stats: o.NoStats = False,
 ) -> int:
@@ -54,36 +60,42 @@ def command(
         raise UsageError("--draw draws on a picture", expected="--image or --view too")
     if raw and system is not None:
         raise UsageError("--raw takes no --system", cause="a raw prompt has no turns")
-    text = sys.stdin.read(limits.PROMPT_CHARS + 1) if prompt == "-" else prompt
-    asked: Any = text
-    if video is not None:
-        if raw or image or view:
-            raise UsageError("--video goes with neither --raw nor --image nor --view")
-        clip = {"video": video, "fps": fps, "max_frames": max_frames, "start": video_start, "end": video_end}
-        asked = [{"role": "user", "content": [{"type": "video", **clip}, {"type": "text", "text": text}]}]
-    elif view:
-        if raw or image:
-            raise UsageError("--view goes with neither --raw nor --image")
-        seen = {"type": "views", "views": o.cameras(view)}
-        asked = [{"role": "user", "content": [seen, {"type": "text", "text": text}]}]
-    elif any(value is not None for value in (fps, max_frames, video_start, video_end)):
+    if prompt is None and audio is None:
+        raise UsageError("nothing is asked", expected="-p, or --audio")
+    if audio is not None and (audio_model is None or raw):
+        raise UsageError("--audio is turned into the user's text", expected="--audio-model too, and no --raw")
+    text = sys.stdin.read(limits.PROMPT_CHARS + 1) if prompt == "-" else prompt or ""
+    if (video is not None) + bool(view) + bool(raw or image) > 1:
+        raise UsageError(
+            "--video and --view are what the question is about", expected="one, with no --image and no --raw"
+        )
+    clip = {"fps": fps, "max_frames": max_frames, "start": video_start, "end": video_end}
+    if video is None and any(value is not None for value in clip.values()):
         raise UsageError("--fps, --max-frames, --video-start and --video-end are about a clip", expected="--video")
-    if system is not None:
-        turns = asked if isinstance(asked, list) else [{"role": "user", "content": text}]
-        asked = [{"role": "system", "content": system}, *turns]
+    shown: dict[str, Any] | None = None
+    if video is not None:
+        shown = {"type": "video", "video": video, **clip}
+    elif view:
+        shown = {"type": "views", "views": o.cameras(view)}
     settings = o.sampling(max_tokens, seed, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n)
-    settings |= o.seeing(max_tiles, image_tokens, image_ms, image_rule)
+    seeing = o.seeing(max_tiles, image_tokens, image_ms, image_rule)
+    settings |= seeing
     settings["json_schema"] = json_schema
     with load(model, threads or 0, ctx_size, isa) as loaded:
         o.note_threads(loaded.engine.info)
         if prompt_cache is not None and os.path.exists(prompt_cache):
             loaded.load_prompt(prompt_cache)
-        stream = loaded.stream(asked, image or (), raw, **settings)
+        if audio is not None and audio_model is not None:
+            said = _heard(loaded, audio, audio_model, image or [], seeing)
+            text = f"{text}\n{said}" if text else said
+        stream = loaded.stream(_asked(text, shown, system), image or (), raw, **settings)
         with interruptible(stream.cancel):
             for piece in stream:
                 if not as_json:
                     o.show(piece, sys.stdout)
         answer = stream.answer
+        if trace is not None:
+            loaded.cache.timeline.write(trace)
         if prompt_cache is not None and answer is not None:
             loaded.save_prompt(prompt_cache)
     if answer is None:
@@ -96,3 +108,26 @@ def command(
     if not no_stats:
         o.line(answer.stats(), sys.stderr)
     return INTERRUPTED if answer.stop_reason == "cancelled" else OK
+
+
+def _asked(text: str, shown: dict[str, Any] | None, system: str | None) -> Any:
+    """The prompt: a text alone, or messages where there is more to it."""
+    if shown is None and system is None:
+        return text
+    content: Any = text if shown is None else [shown, {"type": "text", "text": text}]
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": content}]
+
+
+def _heard(model: Model, audio: str, speech: str, images: list[str], seeing: Options) -> str:
+    """What is said in a sound file; the pictures are encoded meanwhile."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from eyespot.run.speech import transcribe
+
+    with ThreadPoolExecutor(1, "speech") as thread:
+        later = thread.submit(transcribe, audio, speech)
+        model.look(images, **seeing)
+        said = later.result()
+    o.line(f"heard: {said}", sys.stderr)
+    return said

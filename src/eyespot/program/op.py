@@ -252,8 +252,8 @@ def _slice(a: Args) -> Shape:
 def _pixel_shuffle(a: Args) -> Shape:
     side, factor = a.integer("side", 1), a.integer("factor", 1)
     rows, width = a.grouped(0, side * side)
-    squares = -((-side // factor) ** 2)
-    return (Dim(rows.per // (side * side) * squares, rows.of), width * factor * factor)
+    across = -(-side // factor)
+    return (Dim(rows.per // (side * side) * across * across, rows.of), width * factor * factor)
 
 
 def _select(a: Args) -> Shape:

@@ -188,6 +188,11 @@ class Engine:
         with _translated():
             self._engine.truncate(int(n))
 
+    def release_eyes(self) -> None:
+        """Lets go of the memory that the eyes' weights take, until the next picture."""
+        with _translated():
+            self._engine.release_eyes()
+
     def save(self, n: int) -> npt.NDArray[np.uint8]:
         """What the first n tokens have left in the cache, for load() of an engine of the same bundle and context."""
         with _translated():

@@ -100,6 +100,7 @@ class Model:
     def __init__(self, bundle: Bundle, engine: EngineLike, processor: Processor) -> None:
         self.bundle, self.engine, self.processor = bundle, engine, processor
         self.cache = Cache(engine, processor.seen)
+        self.cache.release_eyes = _available() < engine.info.get("weight_bytes", 0)
         self._lock = threading.Lock()
         self._stream: Callable[[], Stream | None] = lambda: (
             None
@@ -202,6 +203,18 @@ class Model:
             expected=f"at most {room}",
             cause=cause,
         )
+
+    def look(self, images: Sequence[Source], **options: Unpack[Options]) -> None:
+        """Encodes pictures now, so that an answer about them need not: while the question is being typed or spoken.
+        options: those that say how pictures are cut, as in the call that will ask."""
+        from eyespot.images import load
+
+        rule = self.rule(options)
+        loaded = [load(source) for source in images]
+        for picture in loaded:
+            cut = self.processor.cut(picture, rule)
+            with self._alone():
+                self.cache.look(picture, cut)
 
     def save_prompt(self, path: str | Path) -> int:
         """Writes what the sequence holds, pictures included, to a file; returns its tokens. See run/prompt_cache.py."""
@@ -444,6 +457,16 @@ class Stream:
         if self._holds:
             self._holds = False
             self._model.release()
+
+
+def _available() -> float:
+    """Bytes of memory that programs can still have; endless where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = next(line for line in file if line.startswith("MemAvailable:"))
+        return int(found.split()[1]) * 1024
+    except (OSError, ValueError, StopIteration, IndexError):
+        return float("inf")
 
 
 class _Later:

@@ -37,6 +37,7 @@ I32 = npt.NDArray[np.int32]
 
 ROLES = ("system", "user", "assistant")
 FRAMES = 8  # of a clip, when nobody says: as in InternVL's model cards
+BATCH = 4  # tiles that are prepared while others are encoded, as in BlueLM-V
 NUMBERED = 4096  # pictures whose keys are remembered
 
 
@@ -495,7 +496,9 @@ class Processor:
         if image is None:
             raise UsageError("this model has no eyes")
         if not isinstance(image.resolution, Qwen):
-            yield Seen(self.pixels(picture, cut))
+            tiles = images.tiles(picture.image, cut, image.resample)
+            for at in range(0, len(tiles), BATCH):
+                yield Seen(self._normalized(tiles[at : at + BATCH]))
             return
         frames = picture.frames or (picture.image, picture.image)
         for pair in zip(frames[::2], frames[1::2], strict=True):

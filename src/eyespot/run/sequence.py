@@ -17,6 +17,7 @@ from eyespot.images import Picture
 from eyespot.resolution import Cut
 from eyespot.run.answer import ImageUse
 from eyespot.run.processor import Placed, Prompt, Seen
+from eyespot.run.timeline import Timeline
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -37,6 +38,7 @@ class EngineLike(Protocol):
     def top(self, k: int) -> tuple[npt.NDArray[np.int32], F32]: ...
     def logits(self) -> F32: ...
     def truncate(self, n: int) -> None: ...
+    def release_eyes(self) -> None: ...
     def save(self, n: int) -> npt.NDArray[np.uint8]: ...
     def load(self, state: npt.NDArray[np.uint8], n: int) -> None: ...
     def cancel(self, on: bool = True) -> None: ...
@@ -75,11 +77,12 @@ class Prefill:
 
 
 class Sequence:
-    """seen: from a picture and its cut to what the engine encodes, call by call."""
+    """seen: from a picture and its cut to what the engine encodes, call by call. release_eyes: their weights leave the
+    memory once a prompt's pictures are encoded."""
 
     def __init__(self, engine: EngineLike, seen: Callable[[Picture, Cut], Iterator[Seen]]) -> None:
-        self.engine, self.features = engine, Features()
-        self._seen = seen
+        self.engine, self.features, self.timeline = engine, Features(), Timeline()
+        self._seen, self.release_eyes = seen, False
         self.keys: list[int] = []  # one for each token in the engine's cache
 
     @property
@@ -99,24 +102,32 @@ class Sequence:
             features = self.features.get(placed.picture, placed.cut)
             if features is None:
                 check()
-                features = self._encode(placed, cost)
+                features = self._encode(placed.picture, placed.cut, cost)
                 encoded.add(placed.start)
             rows.append(features[max(0, cost.reused - placed.start) :])
         cost.images = tuple(_use(p, p.start in encoded) for p in prompt.pictures)
+        if encoded and self.release_eyes:
+            self.engine.release_eyes()
         check()
         started = time.perf_counter()
         self.engine.truncate(cost.reused)
         keys = prompt.keys.tolist()
         try:
-            self.engine.feed(
-                prompt.ids[cost.reused :],
-                (rows[0] if len(rows) == 1 else np.concatenate(rows)) if rows else None,
-                None if prompt.positions is None else prompt.positions[cost.reused :],
-            )
+            with self.timeline.span("prefill", tokens=len(keys) - cost.reused):
+                self.engine.feed(
+                    prompt.ids[cost.reused :],
+                    (rows[0] if len(rows) == 1 else np.concatenate(rows)) if rows else None,
+                    None if prompt.positions is None else prompt.positions[cost.reused :],
+                )
         finally:  # a cancelled prefill keeps whole chunks
             self.keys = keys[: self.engine.past]
         cost.prefill_s = time.perf_counter() - started
         return cost
+
+    def look(self, picture: Picture, cut: Cut) -> None:
+        """Encodes a picture before anybody asks about it."""
+        if self.features.get(picture, cut) is None:
+            self._encode(picture, cut, Prefill())
 
     def forget(self) -> None:
         """Begins anew."""
@@ -125,7 +136,8 @@ class Sequence:
 
     def decode(self, token: int) -> None:
         """Appends a token; the engine then tells the logits after it."""
-        self.engine.feed([token])
+        with self.timeline.span("decode"):
+            self.engine.feed([token])
         self.keys.append(token)
 
     def _common(self, prompt: Prompt) -> int:
@@ -134,19 +146,36 @@ class Sequence:
         differ = np.flatnonzero(np.array(self.keys[:count], np.int64) != prompt.keys[:count])
         return int(differ[0]) if len(differ) else count
 
-    def _encode(self, placed: Placed, cost: Prefill) -> F32:
+    def _encode(self, picture: Picture, cut: Cut, cost: Prefill) -> F32:
+        """While the engine encodes some tiles, a thread of ours prepares the pixels of the next."""
         parts = []
         started = time.perf_counter()
-        for seen in self._seen(placed.picture, placed.cut):
+        for seen in _ahead(self._seen(picture, cut), self.timeline):
             ready = time.perf_counter()
-            rows = self.engine.encode(seen.pixels, seen.places, seen.windows, seen.frames)
+            with self.timeline.span("encode", tiles=len(seen.pixels)):
+                rows = self.engine.encode(seen.pixels, seen.places, seen.windows, seen.frames)
             parts.append(rows if seen.order is None else rows[seen.order])
             cost.preprocess_s += ready - started
             started = time.perf_counter()
             cost.encode_s += started - ready
         features = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        self.features.put(placed.picture, placed.cut, features)
+        self.features.put(picture, cut, features)
         return features
+
+
+def _ahead(made: Iterator[Seen], timeline: Timeline) -> Iterator[Seen]:
+    """The same items, each made while the one before it is used."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def following() -> Seen | None:
+        with timeline.span("prepare"):
+            return next(made, None)
+
+    with ThreadPoolExecutor(1, "pixels") as thread:
+        later = thread.submit(following)
+        while (item := later.result()) is not None:
+            later = thread.submit(following)
+            yield item
 
 
 def _use(placed: Placed, encoded: bool) -> ImageUse:
