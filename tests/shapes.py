@@ -89,6 +89,71 @@ LLAMA3_8B = {
     "eos_token_id": 128001,
     "torch_dtype": "bfloat16",
 }
+QWEN2_5_VL_3B = {
+    **QWEN2_05B,
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 70,
+    "vocab_size": 151936,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vision_config": {
+        "depth": 32,
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "in_chans": 3,
+        "out_hidden_size": 2048,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    },
+}
+SIGLIP_400M = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+# The language model's sizes are not published: 2.7 billion weights of this shape.
+BLUELM_V_3B = {
+    "architectures": ["BlueLMVForConditionalGeneration"],
+    "model_type": "bluelm_v",
+    "image_token_id": 100_002,
+    "vision_config": SIGLIP_400M,
+    "text_config": {
+        **QWEN2_05B,
+        "hidden_size": 2560,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 4,
+        "vocab_size": 100_003,
+        "bos_token_id": None,
+        "eos_token_id": 100_001,
+        "max_position_embeddings": 8192,
+    },
+}
 
 
 def llm_shapes(config: dict, prefix: str = "") -> Shapes:
@@ -101,7 +166,7 @@ def llm_shapes(config: dict, prefix: str = "") -> Shapes:
         at = f"{prefix}model.layers.{i}."
         for name, rows in (("q", d), ("k", kv), ("v", kv)):
             shapes[f"{at}self_attn.{name}_proj.weight"] = (rows, d)
-            if config["model_type"] == "qwen2":
+            if config["model_type"] in ("qwen2", "qwen2_5_vl"):
                 shapes[f"{at}self_attn.{name}_proj.bias"] = (rows,)
         shapes[f"{at}self_attn.o_proj.weight"] = (d, d)
         shapes[f"{at}mlp.gate_proj.weight"] = shapes[f"{at}mlp.up_proj.weight"] = (inner, d)
@@ -135,6 +200,50 @@ def internvl_shapes(config: dict) -> Shapes:
     for name, shape in {"mlp1.0": (4 * d,), "mlp1.1": (width, 4 * d), "mlp1.3": (width, width)}.items():
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
     return shapes | llm_shapes(config["llm_config"], "language_model.")
+
+
+def qwen2_5_vl_shapes(config: dict) -> Shapes:
+    """Tensors of a Qwen2.5-VL under its authors' names."""
+    vision = config["vision_config"]
+    d, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    shapes: Shapes = {"visual.patch_embed.proj.weight": (d, 3, 2, patch, patch)}
+    for i in range(vision["depth"]):
+        at = f"visual.blocks.{i}."
+        linears = {
+            "attn.qkv": (3 * d, d), "attn.proj": (d, d), "mlp.gate_proj": (inner, d), "mlp.up_proj": (inner, d),
+            "mlp.down_proj": (d, inner),
+        }  # fmt: skip
+        for name, shape in linears.items():
+            shapes[f"{at}{name}.weight"], shapes[f"{at}{name}.bias"] = shape, shape[:1]
+        shapes[f"{at}norm1.weight"] = shapes[f"{at}norm2.weight"] = (d,)
+    shapes["visual.merger.ln_q.weight"] = (d,)
+    for name, shape in {"0": (4 * d, 4 * d), "2": (vision["out_hidden_size"], 4 * d)}.items():
+        shapes[f"visual.merger.mlp.{name}.weight"], shapes[f"visual.merger.mlp.{name}.bias"] = shape, shape[:1]
+    return shapes | llm_shapes(config)
+
+
+def bluelm_v_shapes(config: dict) -> Shapes:
+    """Tensors of a composed BlueLM-V."""
+    vision, width = config["vision_config"], config["text_config"]["hidden_size"]
+    d, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    at = "model.vision_tower.embeddings."
+    shapes: Shapes = {
+        f"{at}patch_embedding.weight": (d, 3, patch, patch),
+        f"{at}patch_embedding.bias": (d,),
+        f"{at}position_embedding.weight": ((vision["image_size"] // patch) ** 2, d),
+    }
+    for i in range(vision["num_hidden_layers"]):
+        at = f"model.vision_tower.encoder.layers.{i}."
+        linears = {f"self_attn.{x}_proj": (d, d) for x in ("q", "k", "v", "out")}
+        for name, shape in {**linears, "mlp.fc1": (inner, d), "mlp.fc2": (d, inner)}.items():
+            shapes[f"{at}{name}.weight"], shapes[f"{at}{name}.bias"] = shape, shape[:1]
+        for norm in ("layer_norm1", "layer_norm2"):
+            shapes[f"{at}{norm}.weight"] = shapes[f"{at}{norm}.bias"] = (d,)
+    at = "model.multi_modal_projector."
+    shapes[f"{at}layer_norm.weight"] = shapes[f"{at}layer_norm.bias"] = (4 * d,)
+    for name, shape in {"linear_1": (width, 4 * d), "linear_2": (width, width)}.items():
+        shapes[f"{at}{name}.weight"], shapes[f"{at}{name}.bias"] = shape, shape[:1]
+    return shapes | llm_shapes(config["text_config"], "language_model.")
 
 
 def _values(name: str, shape: tuple[int, ...], pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -173,8 +282,9 @@ def write_checkpoint(folder: Path, config: dict, shapes: Shapes, seed: int = 0, 
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
-def write_tokenizer(folder: Path, base: int, added: list[str]) -> None:
-    """A byte-level BPE of exactly `base` tokens, with merges like a real one, then the special tokens `added`."""
+def write_tokenizer(folder: Path, base: int, added: list[str], templated: bool = True) -> None:
+    """A byte-level BPE of exactly `base` tokens, with merges like a real one, then the special tokens `added`.
+    templated: with a chat template for texts."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab, merges = {c: i for i, c in enumerate(alphabet)}, []
     pairs = [(a, b) for a in alphabet for b in alphabet]
@@ -196,7 +306,9 @@ def write_tokenizer(folder: Path, base: int, added: list[str]) -> None:
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": added[-1] if len(added) < 3 else added[2]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | ({"chat_template": template} if templated else {}))
+    )
 
 
 QWEN_ADDED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -209,6 +321,20 @@ INTERNVL_ADDED = [
 def internvl2_1b(folder: Path, seed: int = 0) -> Path:
     write_checkpoint(folder, INTERNVL2_1B, internvl_shapes(INTERNVL2_1B), seed)
     write_tokenizer(folder, 151643, INTERNVL_ADDED)
+    return folder
+
+
+def qwen2_5_vl_3b(folder: Path, seed: int = 0) -> Path:
+    write_checkpoint(folder, QWEN2_5_VL_3B, qwen2_5_vl_shapes(QWEN2_5_VL_3B), seed)
+    marks = ("object_ref", "box", "quad", "vision")
+    pairs = [f"<|{mark}_{end}|>" for mark in marks for end in ("start", "end")]
+    write_tokenizer(folder, 151643, [*QWEN_ADDED, *pairs, "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"], False)
+    return folder
+
+
+def bluelm_v_3b(folder: Path, seed: int = 0) -> Path:
+    write_checkpoint(folder, BLUELM_V_3B, bluelm_v_shapes(BLUELM_V_3B), seed)
+    write_tokenizer(folder, 100_000, ["<|im_start|>", "<|im_end|>", "<image>"], False)
     return folder
 
 

@@ -128,3 +128,70 @@ def test_llama3_8b_compiles_and_decodes(tmp_path: Path, capsys: pytest.CaptureFi
     with capsys.disabled():
         print(f"  decodes {answer['timings']}, peak {peak / GIB:.2f} GiB")
     assert len(answer["tokens"]) == 4
+
+
+def ceilings() -> dict[str, float]:
+    """What this machine can do at most with two threads: bytes read, int8 products, a second."""
+    from eyespot import _native
+
+    found = _native.ceilings(2)
+    return {name: found[name]["per_second"] for name in ("read", "int8", "float32")}
+
+
+def test_qwen2_5_vl_3b_sees_a_picture_and_a_film(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """W4A16-g64 with int8 eyes under 6 GB; a picture of 448 x 448 is 256 tokens, eight frames of 308 x 308 are 484."""
+    shapes.qwen2_5_vl_3b(tmp_path / "checkpoint")
+    bundle = tmp_path / "bundle"
+    schemes = ("--scheme", "W4A16", "--vision-scheme", "W8A8")
+    seconds, peak, _ = measured(
+        *("compile", tmp_path / "checkpoint", "-o", bundle, *schemes, "--image-tokens", "512", "-c", "2048")
+    )
+    size = sum(file.stat().st_size for file in bundle.iterdir())
+    with capsys.disabled():
+        print(f"\n  Qwen2.5-VL-3B to W4A16-g64, W8A8: {seconds:.0f} s, peak {peak / GIB:.2f} GiB, {size / 1e9:.2f} GB")
+    assert peak < 6e9
+    rng = np.random.default_rng(5)
+    Image.fromarray(rng.integers(0, 255, (448, 448, 3), dtype=np.uint8)).save(tmp_path / "picture.png")
+    (tmp_path / "film").mkdir()
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 255, (308, 308, 3), dtype=np.uint8)).save(tmp_path / "film" / f"{i}.png")
+    top = ceilings()
+    vision, text = 0.63e9, (size - 0.67e9)
+    for name, flags, tokens in (
+        ("448 x 448", ("--image", tmp_path / "picture.png"), 256),
+        ("8 frames of 308 x 308", ("--video", tmp_path / "film", "--fps", "1"), 484),
+    ):
+        _, peak, out = measured(
+            *("run", "-m", bundle, *flags, "-p", "What is this?", "-n", "8", "--temp", "0", "--json", "-t", "2")
+        )
+        answer = json.loads(out)
+        t = answer["timings"]
+        least = 2 * vision * 4 * tokens / top["int8"]
+        with capsys.disabled():
+            print(
+                f"  {name}: {answer['image_tokens']} tokens, eyes {t['encode_s']:.2f} s (products {least:.2f}), "
+                f"prefill {t['prefill_s']:.2f} s, decode {t['tokens_per_s']:.1f} token/s (reading alone "
+                f"{top['read'] / text:.1f}), peak {peak / GIB:.2f} GiB"
+            )
+        assert answer["image_tokens"] == tokens
+        assert peak < 6e9
+
+
+def test_bluelm_v_3b_sees_a_phones_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SigLIP-400M and 2.7 billion weights at W4A16, int8 eyes and cache: 9 tiles of 196 tokens; peak beside 2.2 GB."""
+    shapes.bluelm_v_3b(tmp_path / "checkpoint")
+    bundle = tmp_path / "bundle"
+    schemes = ("--scheme", "W4A16", "--vision-scheme", "W8A8", "--kv-cache", "int8")
+    seconds, peak, _ = measured("compile", tmp_path / "checkpoint", "-o", bundle, *schemes, "-c", "2048")
+    with capsys.disabled():
+        print(f"\n  BlueLM-V shape to W4A16-g64 + W8A8 eyes: {seconds:.0f} s, peak {peak / GIB:.2f} GiB")
+    rng = np.random.default_rng(6)
+    Image.fromarray(rng.integers(0, 255, (1536, 768, 3), dtype=np.uint8)).save(tmp_path / "screen.png")
+    _, peak, out = measured("run", "-m", bundle, "--image", tmp_path / "screen.png", "-p", "What is this?", "-n", "8",
+                            "--temp", "0", "--json", "-t", "2")  # fmt: skip
+    answer = json.loads(out)
+    with capsys.disabled():
+        print(f"  768 x 1536: {answer['image_tokens']} tokens of {answer['images'][0]['tiles']} tiles, "
+              f"peak {peak / 1e9:.2f} GB (published 2.2), {answer['timings']}")  # fmt: skip
+    assert answer["images"][0]["tiles"] == 9
+    assert answer["image_tokens"] == 1764

@@ -46,7 +46,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         if match is None:
             raise UsageError(
                 f"{source}: no such file or directory",
-                expected="a path that exists, or a hub id org/name",
+                expected=f"a path that exists, a hub id org/name, or {', '.join(EMBEDDED)}",
             )
         return _open_hub(*match.groups())
     except OSError as error:

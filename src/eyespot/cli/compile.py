@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    source: Annotated[str, typer.Argument(help="A directory of safetensors, a .gguf file, or a hub id org/name.")],
+    source: Annotated[
+        str, typer.Argument(help="A directory of safetensors, a .gguf file, a hub id org/name, or eyespot-nano.")
+    ],
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Directory of the bundle.")] = None,
     scheme: Annotated[
         str | None,
