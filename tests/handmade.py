@@ -25,15 +25,18 @@ IMAGE, SIDE, PATCH, EYE_WIDTH, EYE_HEADS = 130, 24, 4, 33, 3
 TILE_TOKENS = 9  # 6 x 6 patches, shuffled 2 x 2
 
 
-def program(eyes: bool = True, window: int = 0, layers: int = 2, vocab: int = VOCAB) -> Program:
-    """A decoder of two layers and, with eyes, a ViT: between them every op kind of OPS."""
+def program(eyes: bool = True, window: int = 0, layers: int = 2, vocab: int = VOCAB, any_size: bool = False) -> Program:
+    """A decoder of two layers and, with eyes, a ViT; any_size: one for pictures of any size, and tokens with positions.
+    Between the two forms every op kind of OPS."""
     b = Builder("handmade")
     if eyes:
         with b.graph("vision"):
-            _vision(b)
+            _vision_at(b) if any_size else _vision(b)
     with b.graph("text"):
         tokens, rows = b.input("tokens", (N,), "i32"), b.input("rows", (O,), "i32")
         features = b.input("features", (F, WIDTH)) if eyes else ""
+        if any_size:
+            b.input("positions", (N, 3), "i32")
         with b.block("embed_tokens"):
             x = b("embed", tokens, weight=b.weight("embed.weight", (vocab, WIDTH)))
             if eyes:
@@ -41,16 +44,18 @@ def program(eyes: bool = True, window: int = 0, layers: int = 2, vocab: int = VO
             x = b("scale", x, factor=1.5)
         for i in range(layers):
             with b.block(f"layer_{i:02d}"):
-                x = _layer(b, x, i, window)
+                x = _layer(b, x, i, window, any_size)
         with b.block("post"):
             x = b("select", x, rows)
             x = b("rms_norm", x, weight=b.weight("norm.weight", (WIDTH,)), eps=1e-5)
             b.outputs(b("head", x, weight=b.weight("head.weight", (vocab, WIDTH))))
+    if any_size:
+        return b.build(Info(vocab, WIDTH, 1 << 15, IMAGE, 2 * PATCH, 1, 6))
     info = Info(vocab, WIDTH, 1 << 15, IMAGE, SIDE, TILE_TOKENS) if eyes else Info(vocab, WIDTH, 1 << 15)
     return b.build(info)
 
 
-def _layer(b: Builder, x: str, i: int, window: int) -> str:
+def _layer(b: Builder, x: str, i: int, window: int, placed: bool) -> str:
     def weight(name: str, *shape: int) -> Any:
         return b.weight(f"layers.{i}.{name}", shape)
 
@@ -58,7 +63,11 @@ def _layer(b: Builder, x: str, i: int, window: int) -> str:
     h = b("rms_norm", x, weight=weight("norm1.weight", WIDTH), eps=1e-5)
     h = b("linear", h, weight=weight("qkv.weight", row, WIDTH), bias=weight("qkv.bias", row))
     frequencies = b.constant("inv_freq", [0.5 / 10**j for j in range(4)])
-    h = b("rope", h, inv_freq=frequencies, heads=HEADS + KV_HEADS, head_dim=HEAD_DIM, rotary_dim=8, factor=1.1)
+    rope: dict[str, Any] = {"heads": HEADS + KV_HEADS, "head_dim": HEAD_DIM, "rotary_dim": 8, "factor": 1.1}
+    if placed:
+        h = b("rope_at", h, "positions", inv_freq=frequencies, axis=b.constant("axis", [0, 1, 1, 2]), **rope)
+    else:
+        h = b("rope", h, inv_freq=frequencies, **rope)
     h = b(
         "attention", h, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, scale=0.3, layer=i, group=0,
         window=window if i else 0,
@@ -99,6 +108,27 @@ def _vision(b: Builder) -> None:
             x = b("add", x, b("linear", h, weight=weight("fc2.weight", EYE_WIDTH, 30)), alpha=1.0)
     with b.block("vision.projector", "vision"):
         x = b("pixel_shuffle", b("slice", x, group=group, start=1), side=grid, factor=2)
+        b.outputs(b("linear", x, weight=b.weight("v.projector.weight", (WIDTH, 4 * EYE_WIDTH))))
+
+
+def _vision_at(b: Builder) -> None:
+    """Tiles of one token, four patches each; the first layer sees windows, the second frames."""
+    d, rows = EYE_WIDTH // EYE_HEADS, Dim(4, "t")
+    pixels, places = b.input("pixels", (T, 6, 2 * PATCH, 2 * PATCH)), b.input("places", (rows, 2), "i32")
+    runs = b.input("windows", (rows,), "i32"), b.input("frames", (rows,), "i32")
+    with b.block("vision.embeddings", "vision"):
+        x = b("linear", b("patches", pixels, patch=PATCH), weight=b.weight("v.patch.weight", (EYE_WIDTH, 6 * PATCH**2)))
+    for i in range(2):
+        with b.block(f"vision.layer_{i:02d}", "vision"):
+            h = b("linear", x, weight=b.weight(f"v.{i}.qkv.weight", (3 * EYE_WIDTH, EYE_WIDTH)))
+            h = b(
+                "rope_at", h, places, inv_freq=b.constant("v.inv_freq", [1.0, 0.1, 1.0, 0.1]),
+                axis=b.constant("v.axis", [0, 0, 1, 1]), heads=2 * EYE_HEADS, head_dim=d, rotary_dim=8, factor=1.0,
+            )  # fmt: skip
+            h = b("attention_runs", h, runs[i], heads=EYE_HEADS, kv_heads=EYE_HEADS, head_dim=d, scale=d**-0.5)
+            x = b("add", x, b("linear", h, weight=b.weight(f"v.{i}.o.weight", (EYE_WIDTH, EYE_WIDTH))), alpha=1.0)
+    with b.block("vision.projector", "vision"):
+        x = b("pixel_shuffle", x, side=2, factor=2)
         b.outputs(b("linear", x, weight=b.weight("v.projector.weight", (WIDTH, 4 * EYE_WIDTH))))
 
 
@@ -154,8 +184,10 @@ def plan(built: Program, units: dict[str, int], ctx: int, kv_type: str) -> dict[
                     k, group = weight.shape[1], int("".join(filter(str.isdigit, rest)) or 0)
                     row = -(-k // 128) * 128 + 8 * (-(-k // group) if group else 1)
                     scratch = max(scratch, size(shape[:1], units) * row)
-            if op.kind == "rope" and graph.name not in rope:
-                rope[graph.name] = place(units["n"] * int(op.attrs["rotary_dim"]) * 4)
+            if op.kind in ("rope", "rope_at") and graph.name not in rope:
+                rope[graph.name] = place(size(shape[:1], units) * int(op.attrs["rotary_dim"]) * 4)
+            if op.kind == "attention_runs":  # each run has whole blocks of keys, and one block more is allowed
+                group_kv = max(group_kv, cache(-(-size(shape[:1], units) // 16) * 16 + 16, op, "f32"))
             if op.kind == "attention" and (group := int(op.attrs["group"])):
                 group_kv = max(group_kv, size(shape[:1], units) // group * cache(group, op, "f32"))
             if op.kind == "attention" and op.attrs["layer"] != -1:

@@ -89,7 +89,15 @@ def test_a_box_is_cut_at_the_edges() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["<box>" * 20_000, "[" * 100_000, '{"bbox_2d": ' * 20_000, "[1," * 50_000, '"bbox_2d"' + "[" * 70_000]
+    "text",
+    [
+        "<box>" * 20_000,
+        "[" * 100_000,
+        '{"bbox_2d": ' * 20_000,
+        "[1," * 50_000,
+        '"bbox_2d"' + "[" * 70_000,
+        '{"bbox_2d": ' + "[" * 2000 + "]" * 2000 + "}",
+    ],
 )
 def test_hostile_answers_take_no_time(text: str) -> None:
     found, _ = boxes.read(text, (9, 9))
@@ -101,9 +109,9 @@ def test_hostile_answers_take_no_time(text: str) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 @settings(max_examples=200, deadline=None)
-@given(st.integers(4, 2000), st.integers(4, 2000), st.integers(1, 8), *(st.floats(0, 1) for _ in range(4)))
+@given(st.integers(4, 5000), st.integers(4, 5000), *(st.floats(0, 1) for _ in range(4)))
 def test_there_and_back_within_a_pixel(
-    name: str, width: int, height: int, orientation: int, a: float, b: float, c: float, d: float
+    name: str, width: int, height: int, a: float, b: float, c: float, d: float
 ) -> None:
     """A box of the upright picture, as the model would say it of what the rule makes of it, read back."""
     size, (x1, x2), (y1, y2) = (width, height), sorted((a * width, b * width)), sorted((c * height, d * height))

@@ -47,8 +47,63 @@ def close(got: np.ndarray, wanted: np.ndarray, tolerance: float = 5e-6) -> None:
 
 
 def test_handmade_program_has_every_op() -> None:
-    kinds = {op.kind for graph in handmade.program().graphs.values() for _, op in graph.ops()}
-    assert kinds == set(OPS)
+    both = (handmade.program(), handmade.program(any_size=True))
+    assert {op.kind for made in both for graph in made.graphs.values() for _, op in graph.ops()} == set(OPS)
+
+
+def any_size_picture(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Eight tiles: windows of four, three and one of them, two frames."""
+    runs = np.repeat([0, 0, 0, 0, 1, 1, 1, 2], 4).astype(np.int32)
+    pixels = rng.standard_normal((8, 6, 8, 8)).astype(np.float32)
+    return pixels, rng.integers(0, 9, (32, 2)).astype(np.int32), runs, np.repeat([0, 1], 16).astype(np.int32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scheme", ["f32", "W8A16", "W8A8-g32", "W4A16-g64"])
+def test_eyes_of_any_size_agree_with_the_reference(tmp_path: Path, scheme: str, isa: str) -> None:
+    """Every instruction set; the same bits for any number of threads; positions given, implied, after truncating."""
+    built = handmade.with_schemes(handmade.program(any_size=True), scheme)
+    made = handmade.write(tmp_path / "b", built, units={"n": 8, "o": 2, "t": 8})
+    tolerance = 2e-2 if "A8" in scheme else 5e-6
+    rng = np.random.default_rng(3)
+    seen = any_size_picture(rng)
+    ids = np.array([1, 2, *[handmade.IMAGE] * 8, 3, 4, 5], np.int32)
+    positions = rng.integers(0, 40, (len(ids), 3)).astype(np.int32)
+    reference = made.reference()
+    features = reference.encode(*seen)
+    wanted = reference.prefill(ids, features, len(ids), positions)
+    after = reference.prefill([6, 7], None, 2)
+    found = []
+    for threads in (1, 2, 3):
+        with Engine(made.path, threads, isa=isa) as engine:
+            rows = engine.encode(*seen)
+            close(rows, features, tolerance)
+            close(engine.prefill(ids, features, len(ids), positions), wanted, tolerance)
+            close(engine.prefill([6, 7], None, 2), after, tolerance)
+            state = engine.save(engine.past)
+            engine.truncate(len(ids))
+            again = engine.prefill([6, 7], None, 2)
+            close(again, after, tolerance)
+            engine.truncate(0)
+            engine.load(state, len(ids) + 2)
+            engine.truncate(len(ids))
+            np.testing.assert_array_equal(engine.prefill([6, 7], None, 2), again)
+            found.append((rows.tobytes(), again.tobytes()))
+    assert len(set(found)) == 1
+
+
+def test_positions_without_a_rope_that_reads_them(tmp_path: Path) -> None:
+    """A graph may take positions and rotate by implied ones: odd, and safe."""
+    made = handmade.write(tmp_path / "b", handmade.program(any_size=True), units={"n": 8, "o": 2, "t": 8})
+    program = json.loads((made.path / "program.json").read_text())
+    for block in program["graphs"]["text"]["blocks"]:
+        for op in block["ops"]:
+            if op["kind"] == "rope_at":
+                op["kind"] = "rope"
+                op["in"], op["weights"] = op["in"][:1], {"inv_freq": op["weights"]["inv_freq"]}
+    (made.path / "program.json").write_text(json.dumps(program))
+    with Engine(made.path) as engine:
+        assert np.isfinite(engine.prefill([1, 2, 3], None, 1, np.full((3, 3), 7, np.int32))).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -158,6 +158,32 @@ def test_every_format_becomes_the_same_record(format: str, forced: bool, tmp_pat
     assert (again.turns, images.load(again.images[0]).width) == (record.turns, 200)
 
 
+def test_a_row_keeps_its_tiles_and_its_augmentation(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    record = replace(checked(open_set(jsonl(tmp_path / "a.jsonl", row()))[0]), max_dynamic_patch=3, data_augment=True)
+    assert write_jsonl([record], tmp_path / "b.jsonl") == 1
+    again = open_set(tmp_path / "b.jsonl")[0]
+    assert (again.max_dynamic_patch, again.data_augment, again.unused) == (3, True, ())
+    with pytest.raises(BadRecord, match="max_dynamic_patch is 0"):
+        open_set(jsonl(tmp_path / "c.jsonl", row(max_dynamic_patch=0)))[0]
+    meta = {"one": {"root": ".", "annotation": "b.jsonl", "repeat_time": 1}}  # says nothing of either: the row counts
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    said = open_set(f"{tmp_path / 'meta.json'}#one")[0]
+    assert (said.max_dynamic_patch, said.data_augment) == (3, True)
+
+
+def test_pictures_that_cannot_be_written_are_counted(tmp_path: Path) -> None:
+    """Bytes are decoded when they are written: that is a bad record too."""
+    good = Record(dialogue("<image>\nWhat?", "A."), (Image.new("RGB", (4, 4)),))
+    bad = replace(good, images=(b"no picture",), place=Place("shard.tar", "7"))
+    with pytest.raises(BadRecord, match=r"shard\.tar:7: .*not a picture"):
+        write_jsonl([good, bad], tmp_path / "x.jsonl")
+    skipped = Skipped()
+    assert write_jsonl([bad, good, bad], tmp_path / "x.jsonl", skipped) == 1
+    assert skipped.total == 2
+    assert images.load(open_set(tmp_path / "x.jsonl")[0].images[0]).width == 4
+
+
 def test_internvl_puts_one_picture_first_and_llava_does_not(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     one = row(conversations=talk("What is it?", "A cat."))

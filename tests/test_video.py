@@ -123,11 +123,21 @@ def test_evenly() -> None:
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.floats(0.5, 30))
 def test_frames_at_a_rate_are_those_shown_then(steps: list[int], fps: float) -> None:
     times = np.cumsum([0, *steps]).astype(float) / 1000
-    found = video.at_rate(times.tolist(), list(range(len(times))), fps)
-    shown = {int(np.searchsorted(times, k / fps + 2e-7, side="right")) - 1 for k in range(int(times[-1] * fps + 1) + 1)
-             if k / fps <= times[-1] + 1e-9}  # fmt: skip
+    end = float(times[-1]) + 0.3
+    found = video.at_rate(times.tolist(), list(range(len(times))), fps, end)
+    due = [k / fps for k in range(int(end * fps) + 2) if k / fps < end]
+    shown = {int(np.searchsorted(times, at + 2e-7, side="right")) - 1 for at in due}
     near = {i for i, t in enumerate(times) if abs(t * fps - round(t * fps)) < 1e-5}  # where a thousandth decides
     assert set(found) - near == shown - near
+
+
+def test_a_frame_that_stays_is_shown_as_long(tmp_path: Path) -> None:
+    stills = [Image.new("RGB", (6, 6), (40 * i, 0, 0)) for i in range(2)]
+    stills[0].save(tmp_path / "a.gif", save_all=True, append_images=stills[1:], duration=[100, 10_000])
+    clip = open_clip(tmp_path / "a.gif")
+    assert video.at_rate(clip.times, [0, 1], 1.0, clip.ends([0, 1])) == [0, 1]
+    assert clip.rate([0, 1]) == pytest.approx(2 / 10.1)
+    assert clip.ends([0]) == pytest.approx(0.1)
 
 
 # Directories, and what is no clip
@@ -137,10 +147,11 @@ def test_a_directory_has_the_rate_one_says(tmp_path: Path) -> None:
     for i in range(5):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "4.png").rename(tmp_path / "10.png")  # comes last all the same
     assert open_clip(tmp_path).times == (0, 1, 2, 3, 4)
     clip = open_clip(tmp_path, rate=10)
     assert clip.times == pytest.approx((0, 0.1, 0.2, 0.3, 0.4))
-    assert [path.name for path in clip.read([1, 3])] == ["1.png", "3.png"]  # type: ignore[union-attr]
+    assert [path.name for path in clip.read([1, 3, 4])] == ["1.png", "3.png", "10.png"]  # type: ignore[union-attr]
 
 
 def test_what_is_no_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,7 @@ class Engine {
         if (runs[i] < runs[i - 1]) fail_with(ES_USAGE, "windows and frames of patches must not fall");
     Run run{pool_, counts, 0, nullptr, nullptr, nullptr, pixels};
     run.positions = places, run.runs[0] = windows, run.runs[1] = frames;
-    if (vision.rope.inv_freq != nullptr) vision.rope.fill(places, rows);
+    if (!vision.rope.axis.empty()) vision.rope.fill(places, rows);
     walk(1, vision.blocks, run);
     std::memcpy(features, vision.output, static_cast<size_t>(tiles * info.tile_tokens * info.hidden_size) * sizeof(float));
   }
@@ -220,7 +220,7 @@ class Engine {
       chunk = std::min<int64_t>(program_.memory.units[N], n - done);
       const int64_t images = eyes() ? std::count(tokens + done, tokens + done + chunk, info.image_token_id) : 0;
       Run run{pool_, {1, chunk, 0, 0, images}, past_, tokens + done, wanted_.data(), features, nullptr};
-      if (text.positions)
+      if (!text.rope.axis.empty())
         text.rope.fill(run.positions = positions_.data() + past_ * AXES, chunk);
       else if (text.rope.inv_freq != nullptr)
         text.rope.fill(past_, chunk);
@@ -301,10 +301,7 @@ class Engine {
         piece(scales + layout.scales, n * 4);
       }
     }
-    if (graphs_[0].positions) {
-      positions_.resize(static_cast<size_t>(ctx_ * AXES));
-      piece(reinterpret_cast<std::byte*>(positions_.data()), n * AXES * 4);
-    }
+    if (graphs_[0].positions) piece(reinterpret_cast<std::byte*>(positions_.data()), n * AXES * 4);
   }
 
   int64_t state_bytes(int32_t n) {
@@ -316,6 +313,7 @@ class Engine {
   void save(int32_t n, void* out) {
     check_surroundings();
     if (n < 0 || n > past_ || out == nullptr) fail_with(ES_USAGE, "tokens to save", n, "0 to " + str(past_));
+    if (graphs_[0].positions) positions_.resize(static_cast<size_t>(ctx_ * AXES));
     auto* to = static_cast<std::byte*>(out);
     state(n, [&](std::byte* from, int64_t size) {
       std::memcpy(to, from, static_cast<size_t>(size));
@@ -326,6 +324,7 @@ class Engine {
   void load(int32_t n, const void* in) {
     check_surroundings();
     if (n < 0 || n > ctx_ || in == nullptr) fail_with(ES_USAGE, "tokens to load", n, "0 to " + str(ctx_));
+    if (graphs_[0].positions) positions_.resize(static_cast<size_t>(ctx_ * AXES));
     last_row_ = nullptr, past_ = 0;
     const auto* from = static_cast<const std::byte*>(in);
     state(n, [&](std::byte* to, int64_t size) {

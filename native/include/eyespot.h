@@ -87,8 +87,9 @@ ES_API int es_logits(const es_engine* engine, float* logits);
 ES_API int32_t es_past(const es_engine* engine);
 ES_API int es_truncate(es_engine* engine, int32_t n);
 
-/* The sequence's first n tokens (0..es_past) as bytes, so that another engine of the same bundle, context and machine can
- * go on from them: how many bytes; written to `out`; taken from `in`, in place of what the sequence was. */
+/* The sequence's first n tokens as bytes, so that another engine of the same bundle, context and machine can go on from
+ * them: how many bytes that takes (n up to ctx_size); written to `out` (n up to es_past); taken from `in`, in place of what
+ * the sequence was (n up to ctx_size). */
 ES_API int64_t es_state_bytes(const es_engine* engine, int32_t n);
 ES_API int es_state_save(es_engine* engine, int32_t n, void* out);
 ES_API int es_state_load(es_engine* engine, int32_t n, const void* in);

@@ -179,7 +179,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
         for match in OBJECT.finditer(inner):
             try:
                 entry = json.loads(match[0])
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             found.append(entry)
         return found

@@ -43,6 +43,10 @@ class UnsupportedModel(EyespotError):
     exit_code = UNSUPPORTED
 
 
+class MissingPackage(EyespotError):
+    """An optional package is not installed: nothing is wrong with what was asked or with the data."""
+
+
 class GateFailed(EyespotError):
     """An accuracy or latency gate the user set was not met (exit code 4)."""
 

@@ -43,10 +43,13 @@ UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An upright RGB picture. digest: SHA-256 of its size and pixels, so equal pictures are equal however they came.
-    orientation: EXIF's, by which it was set upright. time: of a clip's frame, in seconds from its beginning. frames: of
-    a clip that is shown as one picture, an even number; seconds: from one pair of them to the next. views: name, width
-    and height of each camera that was stitched into it."""
+    """An upright RGB picture.
+
+    digest: SHA-256 of its size and pixels, so equal pictures are equal however they came. orientation: EXIF's, by which
+    it was set upright. time: of a clip's frame, in seconds from its beginning. frames: of a clip that is shown as one
+    picture, an even number; times: of each pair of them, in seconds from the first. views: name, width and height of
+    each camera that was stitched into it.
+    """
 
     image: Image
     name: str
@@ -54,7 +57,7 @@ class Picture:
     orientation: int = 1
     time: float | None = None
     frames: tuple[Image, ...] = ()
-    seconds: float = 0.0
+    times: tuple[float, ...] = ()
     views: tuple[tuple[str, tuple[int, int]], ...] = ()
 
     @property

@@ -49,5 +49,7 @@ RECORDS = 100_000_000  # of a set: the index takes 24 bytes each
 SHARD_FILES = 100_000
 VIDEO_FRAMES = 10_000  # of an animation, or pictures in a directory
 FILM_FRAMES = 500_000
+FILM_PIXELS = 100_000_000_000  # that are decoded to get at the frames of a film
+CLIP_PIXELS = 200_000_000  # of the frames of a clip together, as they are kept
 AUDIO_SECONDS = 600
 VIDEO_PIXELS = 4_000_000_000  # of all frames of an animation

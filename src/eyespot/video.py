@@ -1,21 +1,24 @@
 """Clips as frames with their times: films (PyAV), animated GIF and WebP, directories; and which frames are shown.
 
-Ground floor: knows no model. A film is never decoded but for the frames that are asked for.
+Ground floor: knows no model. Of a film the first frame is decoded, then what is asked for, each from its keyframe on.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eyespot import images, limits
-from eyespot.errors import EyespotError, UsageError
+from eyespot.errors import EyespotError, MissingPackage, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,10 +39,20 @@ class Clip:
     size: tuple[int, int]
     read: Callable[[Sequence[int]], Iterator[Path | Image]]
 
-    @property
-    def rate(self) -> float:
-        """Frames a second, on average."""
-        return len(self.times) / self.end if self.end > 0 else RATE
+    def ends(self, numbers: Sequence[int]) -> float:
+        """When the last of these frames ends."""
+        after = numbers[-1] + 1
+        return self.times[after] if after < len(self.times) else self.end
+
+    def rate(self, numbers: Sequence[int]) -> float:
+        """Frames a second of a part, on average."""
+        length = self.ends(numbers) - self.times[numbers[0]]
+        return len(numbers) / length if length > 0 else RATE
+
+    def steady(self, numbers: Sequence[int]) -> bool:
+        """Whether the frames of a part follow each other at one rate."""
+        steps = [self.times[b] - self.times[a] for a, b in itertools.pairwise(numbers)]
+        return not steps or max(steps) - min(steps) <= 0.1 * max(steps)
 
     def within(self, start: float | None, end: float | None) -> list[int]:
         """Numbers of the frames that begin in [start, end) seconds; with a start, also the one that is shown then."""
@@ -71,7 +84,7 @@ def open_clip(path: str | Path, rate: float | None = None) -> Clip:
 
 def _directory(path: Path, rate: float | None) -> Clip:
     try:
-        names = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in STILLS)
+        names = sorted((entry for entry in path.iterdir() if entry.suffix.lower() in STILLS), key=_counted)
     except OSError as error:
         raise EyespotError(f"{path}: cannot be read ({error.strerror})") from None
     if not 0 < len(names) <= limits.VIDEO_FRAMES:
@@ -79,6 +92,20 @@ def _directory(path: Path, rate: float | None) -> Clip:
     each = 1 / (rate or RATE)
     times = tuple(i * each for i in range(len(names)))
     return Clip(path.name, times, len(names) * each, (0, 0), lambda numbers: iter([names[i] for i in numbers]))
+
+
+def _counted(path: Path) -> list[tuple[int, str]]:
+    """Orders frame2 before frame10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def shrunk(image: Image, count: int) -> Image:
+    """A frame of a clip, made smaller where `count` such frames would take more memory than a clip may."""
+    most = limits.CLIP_PIXELS // count
+    if image.width * image.height <= most:
+        return image
+    scale = math.sqrt(most / (image.width * image.height))
+    return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
 def _animation(path: Path) -> Clip:
@@ -120,7 +147,7 @@ def _av() -> Any:
     try:
         import av
     except ModuleNotFoundError:
-        raise EyespotError(
+        raise MissingPackage(
             "films need PyAV", cause="pip install eyespot[video]; a directory of frames does without"
         ) from None
     av.logging.set_level(av.logging.PANIC)  # what is wrong is told by us, in one line
@@ -157,7 +184,7 @@ def _film(path: Path) -> Clip:
     last = 0
     with _opened(path) as (container, stream):
         for packet in container.demux(stream):
-            if packet.pts is None:
+            if packet.pts is None or packet.is_discard:
                 continue  # the end, or a packet that shows nothing
             stamps.append(packet.pts)
             if packet.is_keyframe:
@@ -167,14 +194,14 @@ def _film(path: Path) -> Clip:
                 raise EyespotError(
                     f"{path.name}: more than {limits.FILM_FRAMES} frames", cause="cut it: --video takes parts"
                 )
-        base = float(stream.time_base)
+        base = Fraction(stream.time_base)
     if not stamps:
         raise EyespotError(f"{path.name}: a film of no frames", cause="zero length, or without times")
     stamps.sort()
     keys.sort()
     first = stamps[0]
-    times = tuple((stamp - first) * base for stamp in stamps)
-    end = max((last - first) * base, times[-1])
+    times = tuple(float((stamp - first) * base) for stamp in stamps)
+    end = max(float((last - first) * base), times[-1])
     shown = next(_frames(path, stamps[:1], keys))
     return Clip(path.name, times, end, shown.size, lambda numbers: _frames(path, [stamps[i] for i in numbers], keys))
 
@@ -186,6 +213,7 @@ def _frames(path: Path, stamps: Sequence[int], keys: Sequence[int]) -> Iterator[
         at: int | None = None  # of the last decoded frame
         frames: Iterator[Any] = iter(())
         frame: Any = None
+        decoded = 0  # pixels
         for stamp in stamps:
             key = keys[max(0, bisect_right(keys, stamp) - 1)] if keys else stamp
             if at is None or key > at:
@@ -196,6 +224,11 @@ def _frames(path: Path, stamps: Sequence[int], keys: Sequence[int]) -> Iterator[
                 if frame is None:
                     raise EyespotError(f"{path.name}: a frame cannot be decoded", cause="cut off or corrupted")
                 at = frame.pts
+                decoded += frame.width * frame.height
+                if decoded > limits.FILM_PIXELS:
+                    raise EyespotError(f"{path.name}: too much to decode", cause="few keyframes: cut a part of it")
+            if at != stamp:
+                raise EyespotError(f"{path.name}: a frame is missing", cause="cut off or corrupted")
             image = frame.to_image()
             yield image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
@@ -228,8 +261,10 @@ def qwen(total: int, rate: float, fps: float = 2.0, least: int = 4, most: int = 
     return [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
 
-def at_rate(times: Sequence[float], numbers: Sequence[int], fps: float) -> list[int]:
-    """Of the frames `numbers`, those shown at some whole multiple of 1 / fps seconds after the first one began."""
+def at_rate(times: Sequence[float], numbers: Sequence[int], fps: float, end: float) -> list[int]:
+    """Of the frames `numbers`, those shown at some whole multiple of 1 / fps seconds after the first one began, and
+    before `end`, in seconds as times are."""
     begun = [(times[n] - times[numbers[0]]) * fps - 1e-6 for n in numbers]  # in units of 1 / fps
-    ends = [*begun[1:], begun[-1] + 2e-6]
+    last = (end - times[numbers[0]]) * fps - 1e-6
+    ends = [*begun[1:], max(last, begun[-1] + 2e-6)]
     return [n for n, begin, end in zip(numbers, begun, ends, strict=True) if math.ceil(begin) < end]

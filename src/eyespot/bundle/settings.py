@@ -88,6 +88,10 @@ class ImageRule:
             least, most = (getattr(rule, key, 0) for key in (low, high))
             if least > most:
                 raise EyespotError(f"{where}.{low} is above {high}", found=least, expected=f"at most {most}")
+        if any(columns * rows > limits.TILES for columns, rows in getattr(rule, "grids", ())):
+            raise EyespotError(f"{where}.grids: more tiles than a picture may have", expected=f"at most {limits.TILES}")
+        if rule.most() < 1:
+            raise EyespotError(f"{where}.max_pixels is less than a token", expected=f"at least {rule.size**2}")
         return cls(rule, **values)
 
 
@@ -191,6 +195,15 @@ def _list(item: Check, least: int, most: int) -> Check:
     return check
 
 
+def _window(where: str, value: Any) -> int:
+    """Tokens a side of a window. Multiples of four: so only a picture's last window is no whole block of the engine's
+    keys, which is all it has room for."""
+    found: int = _whole(4, limits.IMAGE_SIDE)(where, value)
+    if found % 4:
+        raise EyespotError(where, found=value, expected="a multiple of 4")
+    return found
+
+
 # What the numbers of a resolution rule may be.
 RESOLUTION: dict[str, Check] = {
     "size": _whole(1, limits.IMAGE_SIDE),
@@ -201,9 +214,9 @@ RESOLUTION: dict[str, Check] = {
     "grids": _list(_list(_whole(1, limits.TILES), 2, 2), 1, 1024),
     "alpha": _real(0, 1),
     "patch": _whole(1, limits.IMAGE_SIDE),
-    "merge": _whole(1, 64),
+    "merge": _whole(2, 2),
     "min_pixels": _whole(1, limits.IMAGE_PIXELS),
     "max_pixels": _whole(1, limits.IMAGE_PIXELS),
-    "window": _whole(1, limits.IMAGE_SIDE),
+    "window": _window,
     "tokens_per_second": _real(0, 1000),
 }

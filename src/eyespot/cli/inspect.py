@@ -63,7 +63,7 @@ def _cuts(image: Path, path: str | None, tokens: int | None, out: Path, as_json:
             raise UsageError(f"{path}: this model has no eyes")
         own = settings.resolution
     picture = images.load(image)
-    found, refused = cuts.ways(picture, cuts.rules(own, tokens))
+    found, refused = cuts.ways(picture, cuts.rules(own), tokens)
     try:
         cuts.sheet(picture, found).save(out)
     except (OSError, ValueError) as error:

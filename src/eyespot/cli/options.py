@@ -55,7 +55,7 @@ Draw = Annotated[str | None, flag("--draw", metavar="PNG", help="Draw the boxes 
 Trace = Annotated[str | None, flag("--trace", metavar="JSON", help="What ran when, as a Chrome trace.")]
 PromptCache = Annotated[
     str | None,
-    flag("--prompt-cache", metavar="FILE", help="Go on from this file where it fits, and leave it for next time."),
+    flag("--prompt-cache", metavar="FILE", help="Go on from this file if it is there, and write it for next time."),
 ]
 Json = Annotated[bool, flag("--json", help="The answer as JSON on stdout.")]
 NoStats = Annotated[bool, flag("--no-stats", help="No line of statistics on stderr.")]

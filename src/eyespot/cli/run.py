@@ -107,6 +107,11 @@ def command(
         o.drawn(answer, image or [], o.cameras(view or []), draw)
     if not no_stats:
         o.line(answer.stats(), sys.stderr)
+    if json_schema is not None and answer.stop_reason in ("length", "context"):
+        raise EyespotError(
+            "the answer was cut off before it met the schema", found=f"{len(answer.tokens)} tokens",
+            expected="a larger -n" if answer.stop_reason == "length" else "a larger context",
+        )  # fmt: skip
     return INTERRUPTED if answer.stop_reason == "cancelled" else OK
 
 

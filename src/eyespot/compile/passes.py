@@ -5,6 +5,7 @@ Nothing touches the disk before `write`; nothing is seen under the bundle's name
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -86,7 +87,8 @@ def within(built: families.Built, tokens: int | None) -> families.Built:
     if built.image is None:
         raise UsageError("the model has no eyes, so no image tokens", found=tokens)
     rule = picture_rule(built.image).within(tokens)
-    return replace(built, image={**built.image, **asdict(rule)})  # type: ignore[call-overload]
+    numbers = json.loads(json.dumps(asdict(rule)))  # type: ignore[call-overload] # with lists, as config.json has them
+    return replace(built, image={**built.image, **numbers})
 
 
 def default_ctx(built: families.Built) -> int:
@@ -191,8 +193,10 @@ def check(job: Job) -> None:
     info, room = job.program.info, job.memory.ctx - 1  # one more token is decoded
     if not 0 < len(tokens) <= room:
         raise UsageError("the check prompt does not fit", found=f"{len(tokens)} tokens", expected=f"1 to {room}")
-    picture = "vision" in job.program.graphs and len(tokens) + info.tile_tokens <= room
-    if "vision" in job.program.graphs and not picture:
+    eyes = "vision" in job.program.graphs
+    picture = min(room - len(tokens), job.memory.units["t"] * info.tile_tokens) if eyes else 0
+    picture = picture if picture >= info.tile_tokens else 0
+    if eyes and not picture:
         job.warnings.append(f"eyes not checked: a tile's {info.tile_tokens} tokens do not fit the context")
     engine = job.open_engine(job.bundle.path)
     try:

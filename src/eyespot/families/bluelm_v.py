@@ -138,9 +138,12 @@ def _grids(top: Fields) -> tuple[Grid, ...]:
     top.ignore("image_grids")
     if raw is None:
         return BlueLMV(1, 1).grids
-    fine = isinstance(raw, list) and 0 < len(raw) <= 1024 and all(
-        isinstance(g, list) and len(g) == 2 and all(type(n) is int and 1 <= n <= limits.TILES for n in g) for g in raw
-    )  # fmt: skip
+
+    def grid(g: Any) -> bool:
+        whole = isinstance(g, list) and len(g) == 2 and all(type(n) is int and n >= 1 for n in g)
+        return whole and g[0] * g[1] <= limits.TILES
+
+    fine = isinstance(raw, list) and 0 < len(raw) <= 1024 and all(map(grid, raw))
     if not fine:
         top.fault("image_grids", "a list of [columns, rows]")
         return ((1, 1),)

@@ -76,6 +76,8 @@ class Vision:
             fields.fault("out_hidden_size", f"{hidden}, the language model's width")
         layers = fields.integer("depth", limits.LAYERS)
         size = fields.integer("window_size", limits.IMAGE_SIDE)
+        if size % (4 * patch * merge):  # or its keys would not fit the room that the plan gives them
+            fields.fault("window_size", f"a multiple of {4 * patch * merge} pixels")
         listed = fields.raw.get("fullatt_block_indexes")
         fields.ignore("fullatt_block_indexes", "initializer_range", "rope_parameters")
         if not isinstance(listed, list | tuple) or not all(type(n) is int and 0 <= n < layers for n in listed):

@@ -56,11 +56,12 @@ class Blocks:
 
 
 def measure(
-    program: Program, weights: Callable[[str], F32], engine: EngineLike, tokens: Sequence[int], picture: bool
+    program: Program, weights: Callable[[str], F32], engine: EngineLike, tokens: Sequence[int], picture: int
 ) -> tuple[dict[str, Any], F32, F32]:
     """Runs the same tokens through the float reference and the engine, then one more of the reference's choice.
 
-    weights: float32 weights of `program` by name, as in the checkpoint. picture: put a synthetic picture first.
+    weights: float32 weights of `program` by name, as in the checkpoint. picture: most tokens of a synthetic picture
+    that comes first; 0: none.
     Returns the report {"tokens", "blocks": [{"phase", "graph", "block", "cosine", "relative_error"}], "min_cosine",
     "worst": [{"phase", "block", "pattern"}]} and the logits [vocabulary] after the tokens, of the reference and of the
     engine. EyespotError when blocks differ.
@@ -71,7 +72,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     features: tuple[F32 | None, F32 | None] = (None, None)
     if picture:
-        seen = synthetic_picture(program)
+        seen = synthetic_picture(program, picture)
         features = reference.encode(*seen), engine.encode(*seen)
         rows += _compare("encode", truth.take(), found.take())
         tokens = [program.info.image_token_id] * len(features[0]) + list(tokens)
@@ -163,19 +164,20 @@ def _best(log: np.ndarray[Any, np.dtype[np.float64]], text: Callable[[int], str]
     return [{"token": int(i), "text": text(int(i)), "probability": float(np.exp(log[i]))} for i in order]
 
 
-def synthetic_picture(program: Program) -> tuple[F32 | I32, ...]:
+def synthetic_picture(program: Program, most: int) -> tuple[F32 | I32, ...]:
     """What the eyes take of a picture in the range of normalized ones: waves of several lengths, an edge, some noise.
 
-    A tile; or, where a tile is a token, GRID x GRID of them in one window, with their places, windows and frames.
+    A tile; or, where a tile is a token, a square of at most GRID x GRID and `most` of them in one window, with their
+    places, windows and frames.
     """
     info, inputs = program.info, program.graphs["vision"].inputs
-    count = GRID if "places" in inputs else 1
+    count = min(GRID, math.isqrt(most)) if "places" in inputs else 1
     side = count * info.tile_size
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     waves = [np.sin(2 * np.pi * (f * x + g * y)) for f, g in ((1, 2), (5, -3), (11, 7))]
     noise = np.random.default_rng(0).standard_normal((3, side, side), dtype=np.float32)
     picture = (np.stack(waves) + (x > y) + 0.2 * noise).astype(np.float32)
-    if count == 1:
+    if "places" not in inputs:
         return (picture[None],)
     cut = picture.reshape(3, count, info.tile_size, count, info.tile_size).transpose(1, 3, 0, 2, 4)
     tiles = cut.reshape(count * count, 3, info.tile_size, info.tile_size)

@@ -342,10 +342,21 @@ class _Bencher:
 
     def _vit(self) -> Work:
         side = self.info["tile_size"]
-        tile = self.rng.standard_normal((1, 3, side, side), np.float32)
+        if self.info["tile_patches"]:  # a picture of any size: sixteen tokens in one window
+            patches = 16 * self.info["tile_patches"]
+            places = np.stack(np.divmod(np.arange(patches), 8), axis=1)
+            one = np.zeros(patches, np.int32)
+            given = (
+                self.rng.standard_normal((16, self.info["tile_channels"], side, side), np.float32),
+                places,
+                one,
+                one,
+            )
+        else:
+            given = (self.rng.standard_normal((1, 3, side, side), np.float32),)
 
         def run(lap: Lap) -> None:
-            self.engine.encode(tile)
+            self.engine.encode(*given)
             lap()
 
         return Work(("vit",), lambda: None, run)
@@ -379,14 +390,17 @@ class _Bencher:
         except EyespotError as error:
             return str(error)
         cut = processor.cut(self.picture)
-        shown = np.full(cut.tiles * self.info["tile_tokens"], self.info["image_token_id"], np.int32)
+        shown = np.full(processor.image_tokens(cut), self.info["image_token_id"], np.int32)
         ids = np.concatenate([shown, self._tokens(TEXT)])
         if fault := self._room(len(ids) + ANSWER - 1):
             return fault
 
         def run(lap: Lap) -> None:
-            features = self.engine.encode(processor.pixels(self.picture, cut))
-            self.engine.feed(ids, features)
+            parts = [
+                (self.engine.encode(seen.pixels, seen.places, seen.windows, seen.frames), seen.order)
+                for seen in processor.seen(self.picture, cut)
+            ]
+            self.engine.feed(ids, np.concatenate([rows if order is None else rows[order] for rows, order in parts]))
             self._next()
             lap()
             self._decode(ANSWER - 1)

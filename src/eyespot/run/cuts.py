@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eyespot.errors import EyespotError
-from eyespot.resolution import RULES, TILED, BlueLMV, Cut, Fixed, InternVL, LlavaNext, Qwen, Rule, other
+from eyespot.resolution import TILED, BlueLMV, Cut, Fixed, InternVL, LlavaNext, Qwen, Rule, other
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,22 +52,20 @@ class Way:
         }  # fmt: skip
 
 
-def rules(own: Rule | None = None, tokens: int | None = None) -> dict[str, Rule]:
-    """The rules to compare: the authors', or those that the eyes of `own` can take, its own first; within `tokens`.
-    UsageError when a picture cannot be had for so few."""
+def rules(own: Rule | None = None) -> dict[str, Rule]:
+    """The rules to compare: the authors', or those that the eyes of `own` can take, its own first."""
     if own is None:
-        found = dict(AUTHORS)
-    else:
-        names = TILED if own.name in TILED else tuple(RULES)[-1:]
-        found = {name: other(own, name) for name in (own.name, *names)}
-    return found if tokens is None else {name: rule.within(tokens) for name, rule in found.items()}
+        return AUTHORS
+    names = TILED if own.name in TILED else (own.name,)
+    return {name: other(own, name) for name in (own.name, *names)}
 
 
-def ways(picture: Picture, chosen: Mapping[str, Rule]) -> tuple[list[Way], dict[str, str]]:
-    """What each rule makes of a picture, and why a rule cannot take it. EyespotError when none can."""
+def ways(picture: Picture, chosen: Mapping[str, Rule], tokens: int | None = None) -> tuple[list[Way], dict[str, str]]:
+    """What each rule makes of a picture, within `tokens`, and why a rule cannot take it. EyespotError when none can."""
     size, found, refused = (picture.width, picture.height), [], {}
     for name, rule in chosen.items():
         try:
+            rule = rule if tokens is None else rule.within(tokens)
             cut = rule.cut(*size)
         except EyespotError as error:
             refused[name] = str(error)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from eyespot import limits
 from eyespot.errors import EyespotError, UsageError
+from eyespot.tensorfile import read_bytes
 
 Mask = npt.NDArray[np.bool_]
 
@@ -37,13 +38,10 @@ def read_schema(text: str) -> dict[str, Any]:
         return NAMED[text]
     if not text.lstrip().startswith("{"):
         try:
-            with open(text, encoding="utf-8") as file:
-                text = file.read(limits.SCHEMA_CHARS + 1)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
+            text = read_bytes(Path(text), limits.SCHEMA_CHARS).decode()
+        except (EyespotError, ValueError) as error:
             raise UsageError(
-                f"schema {text!r:.80} cannot be read ({reason})",
-                expected=f"a file, JSON, or one of: {', '.join(NAMED)}",
+                f"schema {text!r:.80} cannot be read ({error})", expected=f"a file, JSON, or one of: {', '.join(NAMED)}"
             ) from None
     if len(text) > limits.SCHEMA_CHARS:
         raise UsageError("the schema is too long", expected=f"at most {limits.SCHEMA_CHARS} characters")

@@ -106,6 +106,7 @@ class Model:
             None
         )  # the one that holds the lock: weak, for it may be let go
         self._owner: int | None = None
+        self._looking = self._closed = False
         self._vocabulary: Vocabulary | None = None  # made for the first schema
 
     @property
@@ -213,8 +214,16 @@ class Model:
         loaded = [load(source) for source in images]
         for picture in loaded:
             cut = self.processor.cut(picture, rule)
+            if self.processor.image_tokens(cut) * picture.frame_pairs > self.ctx_size:
+                continue  # the answer that asks for it will say so
             with self._alone():
-                self.cache.look(picture, cut)
+                if self._closed:
+                    return
+                self._looking = True
+                try:
+                    self.cache.look(picture, cut)
+                finally:
+                    self._looking = False
 
     def save_prompt(self, path: str | Path) -> int:
         """Writes what the sequence holds, pictures included, to a file; returns its tokens. See run/prompt_cache.py."""
@@ -234,9 +243,13 @@ class Model:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """The engine, between two answers."""
-        if self._owner == threading.get_ident():
+        mine = threading.get_ident()
+        if self._owner == mine:
             self.cancel()  # or it would wait for itself
+        if self._owner == mine:
+            raise UsageError("an answer is being made", cause="this call comes from inside of it")
         with self._lock:
+            self.engine.cancel(False)  # a request that came too late for the answer before
             yield
 
     def rule(self, options: Options) -> Rule | None:
@@ -246,7 +259,8 @@ class Model:
         if ms is not None and self.processor.image_token_id >= 0:
             if not (isinstance(ms, int | float) and 0 < ms < float("inf")):
                 raise UsageError("image_ms", found=ms, expected="milliseconds above 0")
-            fit = max(1, int(ms / 1e3 / self._tile_s)) * self.bundle.program.info.tile_tokens
+            each = self.bundle.program.info.tile_tokens
+            fit = min(max(1, int(ms / 1e3 / self._tile_s)) * each, limits.CONTEXT)
             tokens = fit if tokens is None else min(tokens, fit)
         return self.processor.rule(options.get("image_rule"), options.get("max_tiles"), tokens)
 
@@ -275,9 +289,12 @@ class Model:
         """Ends the answer that is being made, if any; the model is free for the next. From any thread."""
         if (stream := self._stream()) is not None:
             stream.cancel()
+        elif self._looking:
+            self.engine.cancel()
 
     def close(self) -> None:
         """Ends what is being said and gives the memory back. The model is not usable after."""
+        self._closed = True
         self.cancel()
         with self._lock:
             self.engine.close()
@@ -364,7 +381,7 @@ class Stream:
     def cancel(self) -> None:
         """Ends the answer, at once while it waits to be read, else at the engine's next block. From any thread."""
         self._cancelled = True
-        if self._holds:
+        if self._holds or self._model._looking:  # it may be waiting for a picture to be looked at
             self._model.engine.cancel()
         if self._turn.acquire(blocking=False):
             try:

@@ -28,6 +28,8 @@ from eyespot.tensorfile import read_json
 from eyespot.video import Clip, open_clip
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from eyespot.images import Source
     from eyespot.run.template import Template
     from eyespot.run.tokenizer import Tokenizer
@@ -37,6 +39,7 @@ I32 = npt.NDArray[np.int32]
 
 ROLES = ("system", "user", "assistant")
 FRAMES = 8  # of a clip, when nobody says: as in InternVL's model cards
+LEAST_OF_A_PAIR = 16  # tokens of two frames, however many there are
 BATCH = 4  # tiles that are prepared while others are encoded, as in BlueLM-V
 NUMBERED = 4096  # pictures whose keys are remembered
 
@@ -227,25 +230,42 @@ class Processor:
         if fps is None:
             numbers = [numbers[i] for i in dict.fromkeys(video.segments(len(numbers), min(most, len(numbers))))]
         else:
-            numbers = video.at_rate(clip.times, numbers, fps)
+            numbers = video.at_rate(clip.times, numbers, fps, clip.ends(numbers) if end is None else end)
             numbers = [numbers[i] for i in video.evenly(len(numbers), most)]
         loaded = zip(numbers, clip.read(numbers), strict=True)
-        return [
-            replace(images.load(frame), name=f"{clip.name} {clip.times[n]:.2f} s", time=clip.times[n])
-            for n, frame in loaded
-        ]
+        found = []
+        for n, source in loaded:
+            frame = images.load(source)
+            if (small := video.shrunk(frame.image, len(numbers))) is not frame.image:
+                frame = images.load(small)
+            found.append(replace(frame, name=f"{clip.name} {clip.times[n]:.2f} s", time=clip.times[n]))
+        return found
 
     def _footage(self, clip: Clip, numbers: list[int], fps: float, most: int | None) -> Picture:
-        """A clip as one picture of several frames, as for Qwen2.5-VL: a token is two deep, time is a position."""
-        rate = clip.rate
+        """A clip as one picture of several frames, as for Qwen2.5-VL: a token is two deep, time is a position.
+
+        At a steady rate pairs are as far apart as the authors count them; else each is where its first frame is.
+        """
+        rate = clip.rate(numbers)
         chosen = [numbers[i] for i in video.qwen(len(numbers), rate, fps, most=min(most or 768, limits.IMAGES))]
-        frames = [images.load(frame) for frame in clip.read(chosen)]
-        first = frames[0]
-        if any(frame.image.size != first.image.size for frame in frames):
-            raise EyespotError(f"{clip.name}: frames of different sizes", expected=f"{first.width}x{first.height}")
-        sampled = len(chosen) / len(numbers) * rate  # frames a second, as the authors count them
-        digest = hashlib.sha256(b"".join(frame.digest for frame in frames) + repr(sampled).encode()).digest()
-        return replace(first, name=clip.name, digest=digest, frames=tuple(f.image for f in frames), seconds=2 / sampled)
+        frames: list[Image] = []
+        size, digest = (0, 0), hashlib.sha256()
+        for source in clip.read(chosen):
+            frame = images.load(source)
+            if frames and frame.image.size != size:
+                raise EyespotError(f"{clip.name}: frames of different sizes", expected="{}x{}".format(*size))
+            size = frame.image.size
+            digest.update(frame.digest)
+            frames.append(video.shrunk(frame.image, len(chosen)))
+        step = 2 * len(numbers) / len(chosen) / rate
+        begins = [clip.times[n] - clip.times[chosen[0]] for n in chosen[::2]]
+        times = [k * step for k in range(len(begins))] if clip.steady(numbers) else begins
+        digest.update(repr(times).encode())
+        picture = images.load(frames[0])
+        return replace(
+            picture, name=clip.name, digest=digest.digest(), frames=tuple(frames), times=tuple(times),
+            time=clip.times[chosen[0]],
+        )  # fmt: skip
 
     def _eyes(self, pictures: Sequence[Source]) -> Sequence[Source]:
         if not isinstance(pictures, list | tuple):
@@ -399,9 +419,9 @@ class Processor:
             after += placed.start - done
             columns, rows = (length // side for length in placed.cut.tile)
             times = placed.rows // (columns * rows)
-            seconds = placed.picture.seconds * np.arange(times)
+            seconds = np.array(placed.picture.times or (0.0,))
             grid = np.empty((times, rows, columns, 3), np.int64)
-            grid[..., 0] = after + np.floor(seconds * rate).astype(np.int64)[:, None, None]
+            grid[..., 0] = after + np.floor(seconds * rate + 1e-6).astype(np.int64)[:, None, None]
             grid[..., 1] = after + np.arange(rows)[:, None]
             grid[..., 2] = after + np.arange(columns)
             parts.append(grid.reshape(-1, 3))
@@ -432,6 +452,8 @@ class Processor:
         rule = rule or self.bundle.settings.image.resolution
         if picture.time is not None and not isinstance(rule, Qwen):
             rule = resolution.other(rule, "fixed")
+        elif picture.frame_pairs > 1:  # what a picture may take is for all of them
+            rule = rule.within(max(LEAST_OF_A_PAIR, rule.most() // picture.frame_pairs))
         return rule.cut(picture.width, picture.height)
 
     def image_tokens(self, cut: Cut) -> int:
@@ -454,6 +476,10 @@ class Processor:
         with self._lock:
             known = {number: (digest.hex(), asdict(cut)) for (digest, cut), number in self._numbers.items()}
         used = np.unique((-1 - keys[keys < 0]) >> 32).tolist()
+        if not known.keys() >= set(used):
+            raise EyespotError(
+                "the prompt cannot be saved", cause="its pictures came too long ago: reset the conversation"
+            )
         return {str(n): {"digest": known[n][0], "cut": known[n][1]} for n in used}
 
     def numbers_for(
@@ -482,6 +508,10 @@ class Processor:
         pixels = self._axes  # others say thousandths
         to_picture = (lambda x, y: placed.cut.to_picture(x, y, size)) if pixels else None
         found, faults = boxes.read(text, size, to_picture, len(prompt.pictures) - 1)
+        if found and len(prompt.pictures) > 1:
+            faults.append(
+                f"the answer does not say which of {len(prompt.pictures)} pictures its boxes are about: the last"
+            )
         if placed.picture.views:
             sizes = dict(placed.picture.views)
             at = [(box, *multi_view.off_canvas(box.corners, sizes)) for box in found]
@@ -595,6 +625,13 @@ def load_processor(bundle: Bundle) -> Processor:
                 found=each,
                 expected=bundle.program.info.tile_tokens,
             )
+        room = bundle.program.raw["memory"]["units"].get("t", 1)
+        if isinstance(rule.resolution, Qwen) and rule.resolution.most() > room:
+            raise EyespotError(
+                "config.json: image.max_pixels is more than the bundle was compiled for",
+                found=f"{rule.resolution.most()} tokens", expected=f"at most {room}",
+                cause="compile with --image-tokens",
+            )  # fmt: skip
     return processor
 
 

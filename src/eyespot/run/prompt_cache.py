@@ -26,14 +26,17 @@ STATE, KEYS = "state", "keys"
 
 def save(model: Model, path: Path) -> int:
     """Writes what the model's sequence holds; the file gets its name when it is whole. Returns its tokens."""
+    if not path.name:
+        raise UsageError("the prompt cache has no name", found=str(path))
     keys = np.array(model.cache.keys, np.int64)
     state = model.engine.save(len(keys))
+    pictures = json.dumps(model.processor.numbered(keys))
     facts = {
         "kind": KIND,
         "bundle": identity(model),
         "tokens": str(len(keys)),
-        "pictures": json.dumps(model.processor.numbered(keys)),
-        "sha256": hashlib.sha256(keys.tobytes() + state.tobytes()).hexdigest(),
+        "pictures": pictures,
+        "sha256": _hash(keys, state, pictures),
     }
     stored = {STATE: state, KEYS: keys.view(np.uint8)}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -45,6 +48,7 @@ def save(model: Model, path: Path) -> int:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        _sync(path.parent)
     except OSError as error:
         raise UsageError(f"{path}: the prompt cache cannot be written ({error.strerror or error})") from None
     finally:
@@ -55,7 +59,7 @@ def save(model: Model, path: Path) -> int:
 def restore(model: Model, path: Path) -> int:
     """Makes the sequence what save() wrote; the next prompt goes on from what it has in common. Returns its tokens.
 
-    EyespotError for a file that is none, is damaged, or is of another bundle or context; the sequence is then empty.
+    EyespotError for a file that is none, is damaged, or is of another bundle, settings or context.
     """
     file = tensorfile.TensorFile(path)
     facts = file.metadata
@@ -69,8 +73,8 @@ def restore(model: Model, path: Path) -> int:
         if str(len(keys)) != facts["tokens"] or len(keys) > limits.CONTEXT:
             raise ValueError("tokens")
         known = model.processor.numbers_for({int(n): _picture(p) for n, p in pictures.items()}, keys)
-        state = np.array(file.raw(STATE), np.uint8)
-        if hashlib.sha256(keys.tobytes() + state.tobytes()).hexdigest() != facts["sha256"]:
+        state = file.raw(STATE)
+        if _hash(keys, state, facts["pictures"]) != facts["sha256"]:
             raise ValueError("the hash differs")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EyespotError(f"{path}: damaged ({type(error).__name__}: {error})", cause="delete it") from None
@@ -80,9 +84,26 @@ def restore(model: Model, path: Path) -> int:
     return len(keys)
 
 
+def _sync(directory: Path) -> None:
+    """A name is on the disk when its directory is."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _hash(keys: np.ndarray[Any, Any], state: np.ndarray[Any, Any], pictures: str) -> str:
+    digest = hashlib.sha256(pictures.encode())
+    digest.update(keys.data)
+    digest.update(state.data)
+    return digest.hexdigest()
+
+
 def identity(model: Model) -> str:
-    """Equal for equal bundles at equal contexts."""
+    """Equal for equal bundles and settings at equal contexts."""
     digest = hashlib.sha256((model.bundle.path / "manifest.json").read_bytes())
+    digest.update((model.bundle.path / "config.json").read_bytes())
     digest.update(b"%d" % model.ctx_size)
     return digest.hexdigest()
 

@@ -109,6 +109,8 @@ class Sampler:
         scores = self._penalized(self._all, logits, seen)
         if allowed is not None:
             scores = np.where(allowed, scores, np.float32(-np.inf))
+            ids, weights = self._kept(self._all, scores, *self._floor(scores))
+            return ids[weights > 0], weights[weights > 0]  # rounding must not pick one that is none
         return self._kept(self._all, scores, *self._floor(scores))
 
     def _few(self, logits: Scores, seen: I64) -> tuple[I64, F32] | None:

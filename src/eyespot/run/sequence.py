@@ -128,6 +128,8 @@ class Sequence:
         """Encodes a picture before anybody asks about it."""
         if self.features.get(picture, cut) is None:
             self._encode(picture, cut, Prefill())
+            if self.release_eyes:
+                self.engine.release_eyes()
 
     def forget(self) -> None:
         """Begins anew."""

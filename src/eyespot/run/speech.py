@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[str, Mapping[str, str]]] = {
     "zipformer-ctc": ("from_zipformer_ctc", {"model": r".*\.onnx", "tokens": r"tokens\.txt"}),
     "nemo-ctc": ("from_nemo_ctc", {"model": r"model.*\.onnx", "tokens": r"tokens\.txt"}),
 }  # fmt: skip
+RATE = 384_000  # samples a second
 NAMED = ("sense-voice", "paraformer", "zipformer-ctc", "nemo-ctc")  # one file: only the directory's name tells
 
 
@@ -134,8 +135,9 @@ def _av(path: Path) -> tuple[F32, int]:
 
 
 def _check(samples: int, rate: int, path: Path) -> None:
-    if samples < 1 or rate < 1:
-        raise EyespotError(f"{path.name}: no sound", cause="zero length")
+    if samples < 1 or not 0 < rate <= RATE:
+        raise EyespotError(f"{path.name}: no sound", found=f"{samples} samples, {rate} a second",
+                           expected=f"some, at most {RATE} a second")  # fmt: skip
     if samples > rate * limits.AUDIO_SECONDS:
         raise EyespotError(f"{path.name}: too long", found=f"{samples / rate:.0f} s",
                            expected=f"at most {limits.AUDIO_SECONDS} s")  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eyespot.errors import EyespotError
+from eyespot.errors import EyespotError, MissingPackage
 from eyespot.train.data.record import VIDEO, BadRecord, Record, Turn, Video
 from eyespot.video import evenly, open_clip
 
@@ -32,6 +32,8 @@ def expand(record: Record, most: int = FRAMES) -> Record:
     share = max(1, most // len(record.videos))
     try:
         clips = [frames(video, share) for video in record.videos]
+    except MissingPackage:
+        raise
     except EyespotError as error:
         raise BadRecord(record.place, [str(error)]) from None
     return replace(
