@@ -97,6 +97,31 @@ def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.Captur
     assert cosine(features, wanted) > 0.99
 
 
+def test_nine_tiles_with_overlap_are_no_slower(internvl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two threads, by turns: pixels prepared while others are encoded, and one after the other."""
+    from eyespot import images
+    from eyespot.run.model import load
+
+    if not (internvl / "bundle").exists():
+        measured("compile", internvl / "checkpoint", "-o", internvl / "bundle")
+    picture = images.load(Image.open(internvl / "picture.png").resize((1344, 1344)))
+    times: dict[bool, list[float]] = {True: [], False: []}
+    with load(internvl / "bundle", threads=2) as model:
+        cut = model.processor.cut(picture, model.rule({"max_tiles": 9}))
+        assert cut.columns * cut.rows == 9
+        for _ in range(4):
+            for overlap in (True, False):
+                model.cache.overlap = overlap
+                model.cache.features._kept.clear()
+                start = time.perf_counter()
+                model.cache.look(picture, cut)
+                times[overlap].append(time.perf_counter() - start)
+    together, apart = (statistics.median(times[overlap][1:]) for overlap in (True, False))
+    with capsys.disabled():
+        print(f"\n  nine tiles and a thumbnail: {together:.2f} s with overlap, {apart:.2f} s without")
+    assert together < 1.03 * apart
+
+
 def test_cold_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Process start to first token of a 16-token prompt, 0.5B at W8A8-g32, warm page cache: median of 5 under 0.5 s."""
     shapes.qwen2_05b(tmp_path / "checkpoint")

@@ -78,11 +78,11 @@ class Prefill:
 
 class Sequence:
     """seen: from a picture and its cut to what the engine encodes, call by call. release_eyes: their weights leave the
-    memory once a prompt's pictures are encoded."""
+    memory once a prompt's pictures are encoded. overlap: pixels are prepared while others are encoded."""
 
     def __init__(self, engine: EngineLike, seen: Callable[[Picture, Cut], Iterator[Seen]]) -> None:
         self.engine, self.features, self.timeline = engine, Features(), Timeline()
-        self._seen, self.release_eyes = seen, False
+        self._seen, self.release_eyes, self.overlap = seen, False, True
         self.keys: list[int] = []  # one for each token in the engine's cache
 
     @property
@@ -149,10 +149,10 @@ class Sequence:
         return int(differ[0]) if len(differ) else count
 
     def _encode(self, picture: Picture, cut: Cut, cost: Prefill) -> F32:
-        """While the engine encodes some tiles, a thread of ours prepares the pixels of the next."""
         parts = []
         started = time.perf_counter()
-        for seen in _ahead(self._seen(picture, cut), self.timeline):
+        made = self._seen(picture, cut)
+        for seen in _ahead(made, self.timeline) if self.overlap else made:
             ready = time.perf_counter()
             with self.timeline.span("encode", tiles=len(seen.pixels)):
                 rows = self.engine.encode(seen.pixels, seen.places, seen.windows, seen.frames)
