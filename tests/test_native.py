@@ -94,7 +94,8 @@ def test_eyes_of_any_size_agree_with_the_reference(tmp_path: Path, scheme: str, 
 
 def test_positions_without_a_rope_that_reads_them(tmp_path: Path) -> None:
     """A graph may take positions and rotate by implied ones: odd, and safe."""
-    made = handmade.write(tmp_path / "b", handmade.program(any_size=True), units={"n": 8, "o": 2, "t": 8})
+    built = handmade.with_schemes(handmade.program(any_size=True), "f32")
+    made = handmade.write(tmp_path / "b", built, units={"n": 8, "o": 2, "t": 8})
     program = json.loads((made.path / "program.json").read_text())
     for block in program["graphs"]["text"]["blocks"]:
         for op in block["ops"]:
@@ -102,6 +103,7 @@ def test_positions_without_a_rope_that_reads_them(tmp_path: Path) -> None:
                 op["kind"] = "rope"
                 op["in"], op["weights"] = op["in"][:1], {"inv_freq": op["weights"]["inv_freq"]}
     (made.path / "program.json").write_text(json.dumps(program))
+    handmade.seal(made.path)
     with Engine(made.path) as engine:
         assert np.isfinite(engine.prefill([1, 2, 3], None, 1, np.full((3, 3), 7, np.int32))).all()
 

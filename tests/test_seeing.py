@@ -52,12 +52,13 @@ def answer(bundle: Path, capsys: pytest.CaptureFixture[str], *flags: object) -> 
 
 def test_rules_and_budgets(bundle: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A tile is worth four tokens; 3:1 is three tiles and a thumbnail by the model's own rule."""
+    noise(180, 60).save(picture)
     relaxed = BlueLMV(56, 4)
     tokens = {
         (): 16, ("--image-tokens", 15): 12, ("--image-tokens", 4): 4, ("--max-tiles", 2): 12,
         ("--image-rule", "fixed"): 4, ("--image-ms", 1e-6): 4, ("--image-ms", 1e6): 16,
-        ("--image-rule", "bluelm_v"): relaxed.tokens(relaxed.cut(300, 100)),
-        ("--image-rule", "bluelm_v", "--image-tokens", 16): 12,
+        ("--image-rule", "bluelm_v"): relaxed.tokens(relaxed.cut(180, 60)),
+        ("--image-rule", "bluelm_v", "--image-tokens", 16): 16,
     }  # fmt: skip
     for flags, expected in tokens.items():
         assert answer(bundle, capsys, "--image", picture, *flags)["image_tokens"] == expected, flags
@@ -102,9 +103,9 @@ def test_a_clip_is_frames_with_their_times(bundle: Path, tmp_path: Path, capsys:
     assert [frame["time"] for frame in part] == [4, 6, 8, 10]
     few = answer(bundle, capsys, "--video", tmp_path, "--fps", 1, "--max-frames", 2)["images"]
     assert [frame["time"] for frame in few] == [5, 15]
-    (tmp_path / "07.png").write_bytes(b"broken")
+    (tmp_path / "08.png").write_bytes(b"broken")
     assert run("run", "-m", bundle, "-p", "x", "--video", tmp_path, "--fps", 1) == 1
-    assert "07.png" in capsys.readouterr().err
+    assert "08.png" in capsys.readouterr().err
     for flags in (("--video", tmp_path / "none"), ("--video", tmp_path, "--image", tmp_path / "00.png"), ("--fps", 1),
                   ("--video", tmp_path, "--video-start", 99), ("--video", tmp_path, "--fps", -1)):  # fmt: skip
         assert run("run", "-m", bundle, "-p", "x", *flags) == 2, flags

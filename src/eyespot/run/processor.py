@@ -625,13 +625,14 @@ def load_processor(bundle: Bundle) -> Processor:
                 found=each,
                 expected=bundle.program.info.tile_tokens,
             )
-        room = bundle.program.raw["memory"]["units"].get("t", 1)
-        if isinstance(rule.resolution, Qwen) and rule.resolution.most() > room:
-            raise EyespotError(
-                "config.json: image.max_pixels is more than the bundle was compiled for",
-                found=f"{rule.resolution.most()} tokens", expected=f"at most {room}",
-                cause="compile with --image-tokens",
-            )  # fmt: skip
+        if isinstance(rule.resolution, Qwen):
+            room = bundle.program.raw["memory"]["units"].get("t", 1)
+            if rule.resolution.most() > room:
+                raise EyespotError(
+                    "config.json: image.max_pixels is more than the bundle was compiled for",
+                    found=f"{rule.resolution.most()} tokens", expected=f"at most {room}",
+                    cause="compile with --image-tokens",
+                )  # fmt: skip
     return processor
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,13 +37,15 @@ class Eye:
         self, pictures: Sequence[Source], cuts: Sequence[Cut], rng: np.random.Generator | None = None
     ) -> npt.NDArray[np.uint8]:
         """All tiles [t, size, size, 3] of all pictures, each picture's thumbnail last. rng: pictures are recompressed
-        as JPEG of a random quality first. EyespotError for a picture that cannot be read."""
+        as JPEG of a random quality first. cuts: grids of tiles that fill their canvas, of any size: a teacher's tiles
+        may be larger than its student's. EyespotError for a picture that cannot be read."""
         seen = [np.empty((0, self.size, self.size, 3), np.uint8)]
         for source, cut in zip(pictures, cuts, strict=True):
             image = images.load(source).image
             if rng is not None:
                 image = _recompressed(image, int(rng.integers(QUALITY[0], QUALITY[1] + 1)))
-            seen.append(images.tiles(image, cut, self.resample))
+            canvas = cut.columns * self.size, cut.rows * self.size
+            seen.append(images.tiles(image, replace(cut, tile=(self.size, self.size), resized=canvas), self.resample))
         return np.concatenate(seen)
 
     def normalized(self, tiles: Any) -> Any:
