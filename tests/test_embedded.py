@@ -60,13 +60,13 @@ def test_demo_answers_right_what_the_readme_shows(tmp_path: Path) -> None:
     with eyespot.load(tmp_path / "b", threads=1) as model:
         answers = [
             model.generate(q, images=[local(MODEL) / PICTURE], temperature=0.0, max_tokens=32)
-            for q in (*QUESTIONS[1:], f"Detect <ref>{FIND}</ref>")
+            for q in (*QUESTIONS, f"Detect <ref>{FIND}</ref>")
         ]
-    assert [answer.text for answer in answers[:2]] == ["2", "left"]
-    (box,) = answers[2].boxes
+    assert [answer.text for answer in answers[:3]] == ["a turtle", "turtle", "1"]
+    (box,) = answers[3].boxes
     assert box.label == FIND
-    assert abs((box.x1 + box.x2) / 2 - 107) < 40  # the cat's middle
-    assert abs((box.y1 + box.y2) / 2 - 134) < 40
+    assert abs((box.x1 + box.x2) / 2 - 107) < 22  # the turtle's middle: a tenth of the picture
+    assert abs((box.y1 + box.y2) / 2 - 114) < 22
 
 
 def test_eval_of_the_float_model_and_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
