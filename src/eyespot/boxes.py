@@ -129,8 +129,9 @@ def read(
         elif x2 < 0 or y2 < 0 or x1 > size[0] or y1 > size[1]:
             faults.append(f"box {shown} lies outside the picture")
         else:
-            inside = (min(max(v, 0.0), float(size[i % 2])) for i, v in enumerate((x1, y1, x2, y2)))
-            found.append(Box(*inside, label, picture))
+            width, height = map(float, size)
+            corners = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
+            found.append(Box(*corners, label, picture))
 
     if "<box>" in text:
         label, at = "", 0

@@ -66,7 +66,9 @@ class Reference:
         self, pixels: Array, places: Array | None = None, windows: Array | None = None, frames: Array | None = None
     ) -> Array:
         """Features [tile_tokens * t, width] of normalized pixels [t, channels, side, side]; see Program."""
-        given = {"pixels": np.asarray(pixels, np.float32), "places": places, "windows": windows, "frames": frames}
+        given: dict[str, Any] = {
+            "pixels": np.asarray(pixels, np.float32), "places": places, "windows": windows, "frames": frames,
+        }  # fmt: skip
         return self._run("vision", {name: given[name] for name in self.program.graphs["vision"].inputs})
 
     def prefill(

@@ -346,7 +346,7 @@ class _Bencher:
             patches = 16 * self.info["tile_patches"]
             places = np.stack(np.divmod(np.arange(patches), 8), axis=1)
             one = np.zeros(patches, np.int32)
-            given = (
+            given: tuple[npt.NDArray[Any], ...] = (
                 self.rng.standard_normal((16, self.info["tile_channels"], side, side), np.float32),
                 places,
                 one,

@@ -223,7 +223,7 @@ class Processor:
         fps = real("fps", given["fps"], 1e-3, 1e3) if "fps" in given else None
         start, end = (real(key, given[key], 0, 1e9) if key in given else None for key in ("start", "end"))
         most = whole("max_frames", given.get("max_frames", FRAMES), 1, limits.IMAGES)
-        clip = open_clip(source)
+        clip = open_clip(os.fspath(source))
         numbers = clip.within(start, end)
         if self._axes:
             return [self._footage(clip, numbers, fps or 2.0, given.get("max_frames"))]
@@ -424,7 +424,7 @@ class Processor:
             grid[..., 0] = after + np.floor(seconds * rate + 1e-6).astype(np.int64)[:, None, None]
             grid[..., 1] = after + np.arange(rows)[:, None]
             grid[..., 2] = after + np.arange(columns)
-            parts.append(grid.reshape(-1, 3))
+            parts.append(grid.reshape(-1, 3).astype(np.int32))
             after, done = int(grid.max()) + 1, placed.start + placed.rows
         parts.append(np.repeat(np.arange(after, after + len(prompt.ids) - done)[:, None], 3, axis=1))
         return np.concatenate(parts).astype(np.int32)
