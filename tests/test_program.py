@@ -89,7 +89,7 @@ def test_parts_and_roles() -> None:
             lambda b, x: b("rope", x, inv_freq=b.constant("f", [1.0]), heads=4, head_dim=4, rotary_dim=4, factor=1.0),
             "do not fit",
         ),
-        (lambda b, x: b("pixel_shuffle", x, side=3, factor=2), "not a multiple"),
+        (lambda b, x: b("pixel_shuffle", x, side=3, factor=2), "not whole groups of 9"),
     ],
 )
 def test_faults_are_named(build, fault: str) -> None:
