@@ -71,24 +71,38 @@ class Chat:
         self.pictures: list[Picture] = []  # of the next message
 
     def run(self) -> None:
+        from eyespot.cli.interrupt import Interrupts
+
+        if not self.terminal:
+            while self._turn():
+                pass
+            return
+        with suppress(ImportError):
+            import readline  # noqa: F401 - gives input() its history
+        self.note("/help lists the commands")
+        with Interrupts() as interrupts:
+            going = True
+            while going:
+                try:
+                    try:
+                        interrupts.heard = True
+                        going = self._turn()
+                    finally:
+                        interrupts.heard = False  # what follows must not be interrupted again
+                except KeyboardInterrupt:
+                    self.note("\n/quit or Ctrl-D leaves")
+
+    def _turn(self) -> bool:
+        """One line, read and obeyed; False to leave."""
         from eyespot.errors import EyespotError
 
-        if self.terminal:
-            with suppress(ImportError):
-                import readline  # noqa: F401 - gives input() its history
-            self.note("/help lists the commands")
-        while True:
-            try:
-                line = self._line()
-                if line is None or not self._obey(line):
-                    return
-            except EyespotError as error:
-                self.failed = True
-                self.note(f"eyespot: error: {error}")
-            except KeyboardInterrupt:
-                if not self.terminal:
-                    raise
-                self.note("\n/quit or Ctrl-D leaves")
+        try:
+            line = self._line()
+            return line is not None and self._obey(line)
+        except EyespotError as error:
+            self.failed = True
+            self.note(f"eyespot: error: {error}")
+            return True
 
     def note(self, text: str) -> None:
         """For the person, not for a program that reads stdout."""

@@ -1,4 +1,4 @@
-"""Ctrl-C while the engine works: the answer stops, the program goes on. Knows signals, no model.
+"""Ctrl-C stops an answer, or a line being typed, and the program goes on. Knows signals, no model.
 
 Python runs its own signal handlers only between bytecodes, and a long prefill is one call. So the signal's byte in a
 pipe wakes a thread, which can cancel the engine while the main thread is still inside it.
@@ -36,3 +36,25 @@ def interruptible(cancel: Callable[[], None]) -> Iterator[None]:
         watcher.join()
         os.close(ours)
         signal.signal(signal.SIGINT, handler)  # at last, or one more Ctrl-C could leave the rest undone
+
+
+class Interrupts:
+    """Within the block, SIGINT raises KeyboardInterrupt while `heard`, and only once. Main thread only.
+
+    Python's own handler raises anywhere, also in the clause that handles the interrupt before: a second Ctrl-C soon
+    after the first would end the program.
+    """
+
+    heard = False
+
+    def __enter__(self) -> Interrupts:
+        self.before = signal.signal(signal.SIGINT, self._raise)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    def _raise(self, *_: object) -> None:
+        if self.heard:
+            self.heard = False
+            raise KeyboardInterrupt
