@@ -562,3 +562,10 @@ TINY: dict[str, Callable[..., Any]] = {
     "internvl_hf": tiny_internvl_hf,
     "internvl": tiny_internvl,
 }
+
+
+def pixels(processor: Any, picture: Any, cut: Any) -> Any:
+    """Pixels [tiles, 3, side, side] of all that a Processor shows of a picture."""
+    import numpy as np
+
+    return np.concatenate([seen.pixels for seen in processor.seen(picture, cut)])

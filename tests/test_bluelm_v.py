@@ -41,7 +41,7 @@ def test_features_and_logits_are_transformers(tmp_path: Path, layer: int) -> Non
         (placed,) = prompt.pictures
         assert (placed.cut.columns, placed.cut.rows, placed.cut.thumbnail) == (2, 1, "last")
         assert placed.rows == 3 * 9
-        pixels = model.processor.pixels(placed.picture, placed.cut)
+        pixels = models.pixels(model.processor, placed.picture, placed.cut)
         with torch.inference_mode():
             expected = truth.features(torch.from_numpy(pixels))
             logits = truth.logits(torch.tensor(prompt.ids[None], dtype=torch.long), expected, TOKEN).numpy()

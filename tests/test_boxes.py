@@ -13,7 +13,7 @@ from PIL import Image
 
 from eyespot import boxes, images, multi_view
 from eyespot.boxes import Box
-from eyespot.multi_view import VIEWS
+from eyespot.multi_view import STITCHED, VIEWS
 from eyespot.resolution import Qwen
 from test_resolution import RULES
 
@@ -159,7 +159,7 @@ def test_stitched_cameras_there_and_back(
     if x2 - x1 < 1 or y2 - y1 < 1:
         return
     said = multi_view.to_stitched(view, (x1, y1, x2, y2), (width, height))
-    camera, back = multi_view.from_stitched(said, dict.fromkeys(VIEWS, (width, height)))
+    camera, back = multi_view.off_canvas(boxes.to_pixels(said, STITCHED), dict.fromkeys(VIEWS, (width, height)))
     assert camera == view
     worth = max(3 * width, 2 * height) / 1000  # a thousandth of the stitched picture
     assert np.abs(np.subtract(back, (x1, y1, x2, y2))).max() <= max(1, worth / 2 + 1e-6)

@@ -113,7 +113,7 @@ def test_pictures_are_cut_as_the_checkpoint_says(case: str, nested: bool, tmp_pa
     for size in ((200, 120), (31, 400), (56, 56)):
         picture = images.load(noise(*size))
         expected = np.stack(truth(picture.image, return_tensors="np")["pixel_values"])
-        found = processor.pixels(picture, processor.cut(picture))
+        found = models.pixels(processor, picture, processor.cut(picture))
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() < 1e-5
 

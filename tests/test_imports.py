@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "eyespot"
-GROUND = {"errors", "limits", "tensorfile", "images", "resolution", "boxes", "video", "multi_view"}
+GROUND = {"errors", "limits", "files", "tensorfile", "images", "resolution", "boxes", "video", "multi_view"}
 ALLOWED = {
     "errors": set(),
     "limits": set(),
+    "files": set(),
     "tensorfile": {"errors", "limits"},
     "images": {"errors", "limits", "resolution", "boxes"},
     "resolution": {"errors"},

@@ -200,7 +200,7 @@ def test_pixels_are_those_of_transformers(size: tuple[int, int], processor: Proc
     picture = noise(*size)
     expected = np.stack(truth(picture, return_tensors="np")["pixel_values"])
     loaded = images.load(picture)
-    found = processor.pixels(loaded, processor.cut(loaded))
+    found = models.pixels(processor, loaded, processor.cut(loaded))
     assert found.shape == expected.shape
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() < 1e-5

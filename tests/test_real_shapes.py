@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import models
 import shapes
 
 pytestmark = pytest.mark.slow
@@ -74,7 +75,7 @@ def test_internvl2_1b_compiles_and_answers(internvl: Path, capsys: pytest.Captur
     processor = load(bundle).processor
     prompt = processor.chat(processor.messages("What is this?", [picture]))
     placed = prompt.pictures[0]
-    pixels = processor.pixels(placed.picture, placed.cut)
+    pixels = models.pixels(processor, placed.picture, placed.cut)
     engine = Engine(bundle)
     features = engine.encode(pixels)
     logits = engine.prefill(prompt.ids, features)[-1]

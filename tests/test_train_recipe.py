@@ -10,7 +10,7 @@ import pytest
 from eyespot.errors import EyespotError, UsageError
 from eyespot.train.loop import learning_rate
 from eyespot.train.recipe import Source, read_recipe
-from test_train_stages import SRC, made, write_recipe
+from training import SRC, made, write_recipe
 
 
 def test_a_recipe_says_all_that_is_wrong_with_it(tmp_path: Path) -> None:

@@ -1,18 +1,10 @@
-"""Training: packs, every stage at tiny size, interruption, several processes, export, and what goes wrong."""
+"""Training: packs, every stage at tiny size, export, and the verbs."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,125 +13,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from tokenizers import Tokenizer
 
+import models
 from eyespot import images
 from eyespot.checkpoint import open_checkpoint
-from eyespot.errors import EyespotError, UnsupportedModel
+from eyespot.errors import EyespotError
 from eyespot.resolution import InternVL
-from eyespot.tensorfile import TensorFile
 from eyespot.train import checkpointing, stages
 from eyespot.train.data.encode import IGNORE
 from eyespot.train.data.record import Mark, Record
 from eyespot.train.distill import Logits, matched, pair_layers
 from eyespot.train.export import export
-from eyespot.train.journal import entries
 from eyespot.train.label import Marker
-from eyespot.train.loop import Told
 from eyespot.train.model import groups, open_model
 from eyespot.train.objective import Batch, collate, logits, look
 from eyespot.train.pixels import Eye
-from eyespot.train.recipe import Recipe, Source, read_recipe
+from eyespot.train.recipe import Recipe, Source
 from eyespot.train.streams import Pack, State, Streams, load, open_data
 from test_families import Loaded as Compiled
+from training import SCENES, TEXT, VISION, finished, losses, made, same, tune, weights
 
-SRC = Path(__file__).parent.parent / "src"
-ENV = {
-    **os.environ,
-    "PYTHONPATH": os.pathsep.join([str(SRC), os.environ.get("PYTHONPATH", "")]),
-    "OMP_NUM_THREADS": "1",
-}
-VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 1024,
-}  # fmt: skip
-SCENES = {"scenes": 40, "questions": 3, "sides": [64], "tasks": {"name": 1, "colour": 1, "compare": 1}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """So small a model is slower with more, and sums come in one order here and in other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def write_recipe(path: Path, **keys: Any) -> Path:
-    path.write_text(yaml.safe_dump(keys))
-    return path
-
-
-def made(at: Path, **keys: Any) -> Recipe:
-    """A recipe from keys, as a file would have them."""
-    plain = {"report_to": [], "logging_steps": 1, "output_dir": str(at), **keys}
-    at.parent.mkdir(parents=True, exist_ok=True)
-    return read_recipe(write_recipe(at.with_suffix(".yaml"), **plain))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new model of stage create: 32 pixels a tile, four tokens each."""
-    at = tmp_path_factory.mktemp("tiny") / "create"
-    model = {
-        "vocab_size": 500, "max_dynamic_patch": 2,
-        "vision_config": {**VISION, "image_size": 32, "patch_size": 8}, "text_config": TEXT,
-    }  # fmt: skip
-    result = stages.run(made(at, stage="create", model=model, data=[{**SCENES, "scenes": 12}]))
-    assert result is not None
-    assert result.made is not None
-    assert result.made["vocabulary"] == 500
-    return result.model
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures of one colour each, and its name: what can be learned by heart."""
-    at = tmp_path_factory.mktemp("rows")
-    colours = ["red", "green", "blue", "white", "black", "yellow", "purple", "orange"]
-    with open(at / "set.jsonl", "w") as file:
-        for colour in colours:
-            Image.new("RGB", (48, 40), colour).save(at / f"{colour}.png")
-            talk = [{"from": "human", "value": "<image>\nWhich color?"}, {"from": "gpt", "value": colour}]
-            file.write(json.dumps({"image": f"{colour}.png", "conversations": talk}) + "\n")
-    return at / "set.jsonl"
-
-
-def tune(at: Path, tiny: Path, rows: Path, **keys: Any) -> Recipe:
-    """A short training on the colours."""
-    return made(at, **{
-        "stage": "tune", "model_name_or_path": str(tiny), "data": [{"path": str(rows)}], "max_dynamic_patch": 1,
-        "per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-3, "save_steps": 2, "seed": 7,
-        "torch_dtype": "float32", **keys,
-    })  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def predicted(vlm: Any, batch: Batch, eye: Eye) -> torch.Tensor:
     return logits(vlm, batch, look(vlm, batch, eye))
-
-
-def losses(recipe: Recipe) -> list[float]:
-    return [entry.loss for entry in entries(recipe.output_dir)]
-
-
-def finished(recipe: Recipe) -> Path:
-    """Runs a recipe; its model."""
-    result = stages.run(recipe)
-    assert result is not None
-    return result.model
-
-
-def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    file = TensorFile(path)
-    return {name: np.array(file.raw(name)) for name in file.entries}
-
-
-def same(a: Path, b: Path) -> bool:
-    one, two = weights(a), weights(b)
-    return one.keys() == two.keys() and all(np.array_equal(one[n].view(np.uint8), two[n].view(np.uint8)) for n in one)
 
 
 # Packs and batches
@@ -214,15 +114,16 @@ def test_pixels_are_those_of_a_run() -> None:
     processor = pytest.importorskip("eyespot.run.processor")
     rng = np.random.default_rng(0)
     picture = images.load(Image.fromarray(rng.integers(0, 256, (90, 130, 3), np.uint8)))
-    cut, eye = InternVL(32, 4, min_tiles=2, max_tiles=2).cut(80, 40), Eye(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    rule, eye = InternVL(32, 4, min_tiles=2, max_tiles=2), Eye(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    cut = rule.cut(80, 40)
 
     class Rule:
-        mean, std, resample = eye.mean, eye.std, eye.resample
+        mean, std, resample, resolution = eye.mean, eye.std, eye.resample, rule
 
     run = object.__new__(processor.Processor)
     run.bundle = type("Bundle", (), {"settings": type("Settings", (), {"image": Rule})})
     ours = eye.normalized(torch.from_numpy(eye.tiles([picture], [cut])))
-    np.testing.assert_allclose(ours.numpy(), run.pixels(picture, cut), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours.numpy(), models.pixels(run, picture, cut), rtol=1e-6, atol=1e-6)
 
 
 # Stages
@@ -524,108 +425,6 @@ def test_a_teacher_of_another_vocabulary(tiny: Path, rows: Path, tmp_path: Path)
         stages.run(distil(tmp_path / "run", tiny, tmp_path / "other", rows, stage="tune"))
 
 
-# Interruption
-
-
-class Killed(Exception):
-    pass
-
-
-def stopped_after(recipe: Recipe, step: int) -> None:
-    def watch(told: Told) -> None:
-        if told.step == step:
-            raise Killed
-
-    with pytest.raises(Killed):
-        stages.run(recipe, watch)
-
-
-PACKED = {"max_packed_tokens": 400, "max_steps": 5, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-
-
-@pytest.mark.parametrize("keys", [{}, PACKED, {"use_llm_lora": 2}], ids=["plain", "packed", "lora with dropout"])
-def test_a_run_that_was_stopped_goes_on_bit_by_bit(tiny: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
-    keys = {"data": [SCENES], "max_steps": 5, **keys}
-    whole = tune(tmp_path / "whole", tiny, tmp_path, **keys)
-    model = finished(whole)
-    for step in (3, 4):  # one past the checkpoint of step 2, one at that of step 4
-        recipe = tune(tmp_path / f"stopped{step}", tiny, tmp_path, **keys)
-        stopped_after(recipe, step)
-        again = finished(recipe)
-        assert same(model / "model.safetensors", again / "model.safetensors")
-        for file in (checkpointing.WEIGHTS, checkpointing.OPTIMIZER):
-            assert same(*(r.output_dir / "checkpoint-5" / file for r in (whole, recipe)))
-        assert losses(whole) == losses(recipe)
-    assert [p.name for p in checkpointing.checkpoints(whole.output_dir)] == ["checkpoint-4", "checkpoint-5"]
-
-
-def test_kill_9_at_any_moment(tiny: Path, tmp_path: Path) -> None:
-    """A process killed by the system, wherever it was by then, ends where an undisturbed one does."""
-    keys = {"data": [SCENES], "save_steps": 1, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
-    recipe = tune(tmp_path / "run", tiny, tmp_path, **keys, max_steps=4000)
-    command = [sys.executable, "-m", "eyespot", "train", str(tmp_path / "run.yaml")]
-    process = subprocess.Popen(command, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        until = time.monotonic() + 120
-        while len(checkpointing.checkpoints(recipe.output_dir)) < 2:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < until
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    reached = int(checkpointing.checkpoints(recipe.output_dir)[-1].name.removeprefix("checkpoint-"))
-    again = finished(tune(tmp_path / "run", tiny, tmp_path, **keys, max_steps=reached + 2))
-    whole = tune(tmp_path / "whole", tiny, tmp_path, **keys, max_steps=reached + 2)
-    assert same(finished(whole) / "model.safetensors", again / "model.safetensors")
-    assert losses(whole) == losses(recipe)
-    assert not list(recipe.output_dir.glob(".*"))
-
-
-def test_a_changed_recipe_does_not_go_on(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    stopped_after(tune(tmp_path / "run", tiny, rows), 3)
-    with pytest.raises(EyespotError, match=r"the recipe has changed; found learning_rate: 0\.001 became 0\.002"):
-        stages.run(tune(tmp_path / "run", tiny, rows, learning_rate=2e-3))
-    with pytest.raises(EyespotError, match="the global batch has changed; found 2; expected 4"):
-        stages.run(tune(tmp_path / "run", tiny, rows, per_device_train_batch_size=2))
-    finished(tune(tmp_path / "run", tiny, rows, per_device_train_batch_size=2, gradient_accumulation_steps=2))
-
-
-def test_accumulated_batches_are_one_batch(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    one = tune(tmp_path / "one", tiny, rows)
-    parts = tune(tmp_path / "parts", tiny, rows, per_device_train_batch_size=1, gradient_accumulation_steps=4,
-                 grad_checkpoint=True)  # fmt: skip
-    finished(one)
-    finished(parts)
-    assert losses(parts) == pytest.approx(losses(one), rel=1e-5)
-
-
-def test_two_processes_are_one(tiny: Path, tmp_path: Path) -> None:
-    """torchrun, gloo and FSDP2: the loss curve, gradients and weights of one process; then one goes on alone."""
-    keys = {"data": [SCENES], "max_packed_tokens": 400, "max_steps": 4, "lr_scheduler_type": "constant_with_warmup",
-            "warmup_steps": 1}  # fmt: skip
-    one = tune(tmp_path / "one", tiny, tmp_path, per_device_train_batch_size=4, **keys)
-    two = tune(tmp_path / "two", tiny, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2, **keys)
-    process = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
-         "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m", "eyespot", "train", tmp_path / "two.yaml"],
-        env=ENV, text=True, capture_output=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    finished(one)
-    found, expected = entries(two.output_dir), entries(one.output_dir)
-    assert [e.loss for e in found] == pytest.approx([e.loss for e in expected], rel=1e-4)
-    assert [e.grad_norm for e in found] == pytest.approx([e.grad_norm for e in expected], rel=1e-3)
-    assert [e.tokens for e in found] == [e.tokens for e in expected]
-    ours, theirs = (weights(r.output_dir / "checkpoint-4" / checkpointing.WEIGHTS) for r in (one, two))
-    assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours) < 1e-4
-    alone = {"per_device_train_batch_size": 4, **keys, "max_steps": 6}
-    finished(tune(tmp_path / "two", tiny, tmp_path, **alone))
-    finished(tune(tmp_path / "six", tiny, tmp_path, **alone))
-    assert losses(two) == pytest.approx([e.loss for e in entries(tmp_path / "six")], rel=1e-4)
-    assert entries(two.output_dir)[: len(found)] == found  # it went on, it did not begin anew
-
-
 def test_a_head_of_its_own_is_exported_whatever_the_config_says(tiny: Path, tmp_path: Path) -> None:
     """transformers keeps a stored head untied though the config says tied."""
     untied = tmp_path / "untied"
@@ -643,121 +442,6 @@ def test_a_head_of_its_own_is_exported_whatever_the_config_says(tiny: Path, tmp_
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert not config["tie_word_embeddings"]
     assert not config["text_config"]["tie_word_embeddings"]
-
-
-def test_steps_may_be_added_only_where_the_rates_behind_stay(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    keys = {"lr_scheduler_type": "constant_with_warmup", "max_steps": 2}
-    finished(tune(tmp_path / "run", tiny, rows, **keys))
-    with pytest.raises(EyespotError, match="max_steps"):  # three in a hundred of more steps is a longer warmup
-        stages.run(tune(tmp_path / "run", tiny, rows, **keys | {"max_steps": 3}))
-
-
-def test_data_that_grew_is_not_gone_on_with(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    own = tmp_path / "rows"
-    shutil.copytree(rows.parent, own)
-    keys = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
-    finished(tune(tmp_path / "run", tiny, own / rows.name, max_steps=2, **keys))
-    lines = (own / rows.name).read_text()
-    (own / rows.name).write_text(lines + lines.splitlines()[0] + "\n")
-    with pytest.raises(EyespotError, match=r"the data has changed.*9 samples.*8"):
-        stages.run(tune(tmp_path / "run", tiny, own / rows.name, max_steps=3, **keys))
-
-
-def test_a_row_that_misstates_its_picture_is_bad(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    own = tmp_path / "rows"
-    shutil.copytree(rows.parent, own)
-    row = json.loads((own / rows.name).read_text().splitlines()[0])
-    (own / rows.name).write_text(json.dumps(row | {"width": 400, "height": 40}) + "\n")
-    with pytest.raises(EyespotError, match=r"set.jsonl:1: .*48, 40.*400, 40"):
-        stages.run(tune(tmp_path / "run", tiny, own / rows.name, max_steps=1))
-
-
-# What goes wrong
-
-
-def test_a_loss_that_is_no_number(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    recipe = tune(tmp_path / "run", tiny, rows, learning_rate=1e5, max_grad_norm=0, warmup_steps=3, max_steps=40)
-    with pytest.raises(EyespotError, match=r"step \d+: the loss is .*likely cause: a learning_rate too high") as error:
-        stages.run(recipe)
-    kept = checkpointing.checkpoints(recipe.output_dir)
-    assert str(kept[-1]) in str(error.value) if kept else "no checkpoint" in str(error.value)
-    for checkpoint in kept:
-        assert all(np.isfinite(w).all() for w in weights(checkpoint / checkpointing.WEIGHTS).values())
-
-
-@contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """The system refuses files larger than `size` bytes, as a full disk refuses them."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    recipe = tune(tmp_path / "run", tiny, rows)
-    stopped_after(recipe, 3)
-    before = weights(recipe.output_dir / "checkpoint-2" / checkpointing.WEIGHTS)
-    with file_limit(50_000), pytest.raises(EyespotError, match="checkpoint-4 cannot be written"):
-        stages.run(recipe)
-    assert [p.name for p in recipe.output_dir.glob("*checkpoint*")] == ["checkpoint-2"]
-    after = weights(recipe.output_dir / "checkpoint-2" / checkpointing.WEIGHTS)
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    whole = tune(tmp_path / "whole", tiny, rows)
-    assert same(finished(recipe) / "model.safetensors", finished(whole) / "model.safetensors")
-
-
-def test_bad_records(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    """Each ends the training with file and line, or is counted and left out; the last checkpoint stays."""
-    good = rows.read_text().splitlines()
-    bad = {
-        "malformed": '{"image": "red.png", "conversations": [',
-        "absent.png": good[0].replace("red.png", "absent.png"),
-        "2 <image> for 1 images": good[1].replace("<image>", "<image><image>"),
-        "leaves the picture": good[2].replace('"blue"', '"<box>[[1,1,2000,2]]</box>"'),
-        "expected at most 64": good[3].replace("Which", "Which " + 80 * "very "),
-    }
-    for name in ("red", "green", "blue", "white", "black", "yellow", "purple", "orange"):
-        (tmp_path / f"{name}.png").write_bytes((rows.parent / f"{name}.png").read_bytes())
-    for number, (word, line) in enumerate(bad.items()):
-        path = tmp_path / f"bad{number}.jsonl"
-        path.write_text("\n".join([*good[:4], line]) + "\n")
-        recipe = tune(tmp_path / f"run{number}", tiny, path, per_device_train_batch_size=5, max_seq_length=64)
-        with pytest.raises(EyespotError) as error:
-            stages.run(recipe)
-        assert f"{path}:5" in str(error.value)
-        assert word in str(error.value) or word == "malformed"
-        assert "skip_bad" in str(error.value)
-    path.write_text("\n".join([*good[:3], *bad.values()]) + "\n")
-    recipe = tune(tmp_path / "skipping", tiny, path, skip_bad=True, max_seq_length=64, dataloader_num_workers=2)
-    result = stages.run(recipe)
-    assert result is not None
-    assert result.ended is not None
-    assert len(result.ended.skipped) == 5
-    path.write_text(bad["2 <image> for 1 images"] + "\n")
-    with pytest.raises(EyespotError, match="no sound record"):
-        stages.run(tune(tmp_path / "none", tiny, path, skip_bad=True))
-    path.write_text("")
-    with pytest.raises(EyespotError, match="the set is empty"):
-        stages.run(tune(tmp_path / "empty", tiny, path))
-
-
-def test_models_that_are_not_trained_here(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    import models
-
-    models.tiny_internvl(tmp_path / "chat")
-    with pytest.raises(UnsupportedModel, match=r"InternVLChatModel.*-hf"):
-        stages.run(tune(tmp_path / "run", tmp_path / "chat", rows))
-    with pytest.raises(EyespotError, match="max_seq_length is more than the model was made for; found 9999"):
-        stages.run(tune(tmp_path / "run", tiny, rows, max_seq_length=9999))
-    broken = tmp_path / "broken"
-    models.tiny_internvl_hf(broken)
-    kept = {n: t for n, t in weights(broken / "model.safetensors").items() if "linear_1" not in n}
-    checkpointing.write_tensors(broken / "model.safetensors", {n: torch.from_numpy(t) for n, t in kept.items()})
-    with pytest.raises(EyespotError, match="2 tensors are missing"):
-        stages.run(tune(tmp_path / "run", broken, rows))
 
 
 def verb(*words: str | Path) -> int:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eyespot import images, multi_view
+from eyespot import boxes, images, multi_view
 from eyespot.errors import EyespotError, UsageError
 from eyespot.multi_view import CELL, STITCHED, VIEWS
 from eyespot.resolution import InternVL
@@ -126,7 +126,7 @@ def test_coordinates_there_and_back(view: str, at: tuple[float, ...], size: tupl
         return
     box = (x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1])
     there = multi_view.to_stitched(view, box, size)
-    found, back = multi_view.from_stitched(there, dict.fromkeys(VIEWS, size))
+    found, back = multi_view.off_canvas(boxes.to_pixels(there, STITCHED), dict.fromkeys(VIEWS, size))
     assert found == view
     # Half a thousandth of the stitched picture, in pixels of the camera.
     half = [STITCHED[k] / 2000 / CELL[k] * size[k] * (1 + 1e-9) for k in (0, 1)]

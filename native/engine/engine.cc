@@ -137,6 +137,7 @@ class Engine {
     for (const KvLayer& layer : memory.kv_layers)
       kv_bytes_ += cache_layout(memory.kv_type, layer.kv_heads, layer.head_dim, memory.ctx).bytes;
     wanted_.resize(static_cast<size_t>(memory.units[O]));
+    if (graphs_[0].positions) positions_.resize(static_cast<size_t>(ctx_ * AXES));
     for (size_t g = 0; g < graphs_.size(); ++g)
       for (auto* blocks : {&graphs_[g].blocks, &graphs_[g].wanted})
         for (BoundBlock& block : *blocks)
@@ -313,7 +314,6 @@ class Engine {
   void save(int32_t n, void* out) {
     check_surroundings();
     if (n < 0 || n > past_ || out == nullptr) fail_with(ES_USAGE, "tokens to save", n, "0 to " + str(past_));
-    if (graphs_[0].positions) positions_.resize(static_cast<size_t>(ctx_ * AXES));
     auto* to = static_cast<std::byte*>(out);
     state(n, [&](std::byte* from, int64_t size) {
       std::memcpy(to, from, static_cast<size_t>(size));
@@ -324,16 +324,13 @@ class Engine {
   void load(int32_t n, const void* in) {
     check_surroundings();
     if (n < 0 || n > ctx_ || in == nullptr) fail_with(ES_USAGE, "tokens to load", n, "0 to " + str(ctx_));
-    if (graphs_[0].positions) positions_.resize(static_cast<size_t>(ctx_ * AXES));
     last_row_ = nullptr, past_ = 0;
     const auto* from = static_cast<const std::byte*>(in);
     state(n, [&](std::byte* to, int64_t size) {
       std::memcpy(to, from, static_cast<size_t>(size));
       from += size;
     });
-    for (int64_t i = 0; graphs_[0].positions && i < n * AXES; ++i)
-      if (positions_[static_cast<size_t>(i)] < 0 || positions_[static_cast<size_t>(i)] > limits::CONTEXT)
-        fail_with(ES_USAGE, "position " + str(i), positions_[static_cast<size_t>(i)], "0 to " + str(limits::CONTEXT));
+    if (graphs_[0].positions) check_positions(positions_.data(), n);
     past_ = n;
   }
 
@@ -360,16 +357,21 @@ class Engine {
       if (positions != nullptr) fail_with(ES_USAGE, "this model's tokens stand one after the other: it takes no positions");
       return;
     }
-    if (positions != nullptr)
-      for (int64_t i = 0; i < n * AXES; ++i)
-        if (positions[i] < 0 || positions[i] > limits::CONTEXT)
-          fail_with(ES_USAGE, "position " + str(i), positions[i], "0 to " + str(limits::CONTEXT));
-    positions_.resize(static_cast<size_t>(ctx_ * AXES));
-    int32_t next = 0;
-    for (int64_t i = 0; i < past_ * AXES; ++i) next = std::max(next, positions_[static_cast<size_t>(i)] + 1);
-    int32_t* to = positions_.data() + past_ * AXES;
+    int32_t* const past = positions_.data();
+    int32_t* const to = past + past_ * AXES;
+    if (positions != nullptr) {
+      check_positions(positions, n);
+      std::copy_n(positions, n * AXES, to);
+      return;
+    }
+    const int32_t next = past_ == 0 ? 0 : 1 + *std::max_element(past, to);
+    for (int64_t i = 0; i < n * AXES; ++i) to[i] = next + static_cast<int32_t>(i / AXES);
+  }
+
+  static void check_positions(const int32_t* positions, int32_t n) {
     for (int64_t i = 0; i < n * AXES; ++i)
-      to[i] = positions != nullptr ? positions[i] : next + static_cast<int32_t>(i / AXES);
+      if (positions[i] < 0 || positions[i] > limits::CONTEXT)
+        fail_with(ES_USAGE, "position " + str(i), positions[i], "0 to " + str(limits::CONTEXT));
   }
 
   // What others may have done since the last call, and what would hang or kill the process if it went unnoticed.

@@ -83,17 +83,24 @@ def find(text: str) -> tuple[list[tuple[int, int, int, int]], list[str]]:
     found: list[tuple[int, int, int, int]] = []
     faults: list[str] = []
     for match in BOX.finditer(text):
-        if not match[2] or not LIST.fullmatch(match[1].strip()):
+        boxes = _listed(match[1])
+        if boxes is None or not match[2]:
             faults.append(f"malformed box {one_line(match[0], 80)!r}, expected <box>[[x1,y1,x2,y2]]</box>")
             continue
-        numbers = [int(n) for n in FOUR.findall(match[1])]
-        for start in range(0, len(numbers), 4):
-            x1, y1, x2, y2 = numbers[start : start + 4]
+        for x1, y1, x2, y2 in boxes:
             if not (0 <= x1 <= x2 <= SCALE and 0 <= y1 <= y2 <= SCALE):
                 faults.append(f"box [{x1},{y1},{x2},{y2}] leaves the picture, expected 0 <= x1 <= x2 <= {SCALE}")
             else:
                 found.append((x1, y1, x2, y2))
     return found, faults
+
+
+def _listed(inside: str) -> list[tuple[int, int, int, int]] | None:
+    """The boxes of what stands between <box> and </box>; None where that is no list of them."""
+    if not LIST.fullmatch(inside.strip()):
+        return None
+    numbers = map(int, FOUR.findall(inside))
+    return list(zip(numbers, numbers, numbers, numbers, strict=True))
 
 
 # What models say
@@ -138,12 +145,11 @@ def read(
         for match in BOX.finditer(text):
             refs = REF.findall(text[at : match.start()])
             label, at = refs[-1].strip() if refs else label, match.end()
-            if not LIST.fullmatch(match[1].strip()):
+            boxes = _listed(match[1])
+            if boxes is None:
                 faults.append(f"malformed box {one_line(match[0], 80)!r}")
-                continue
-            flat = [int(n) for n in FOUR.findall(match[1])]
-            for start in range(0, len(flat), 4):
-                add(flat[start : start + 4], label, per_mille)
+            for box in boxes or ():
+                add(box, label, per_mille)
         return found, faults
     place = to_picture or per_mille
     if any(f'"{key}"' in text for key in KEYS):

@@ -76,11 +76,6 @@ def to_stitched(view: str, box: Sequence[float], size: Size) -> tuple[int, int, 
     return boxes.to_thousandths(on_canvas(view, box, size), STITCHED)
 
 
-def from_stitched(box: Sequence[float], sizes: Mapping[str, Size]) -> tuple[str, Corners]:
-    """As off_canvas, of a box in thousandths."""
-    return off_canvas(boxes.to_pixels(box, STITCHED), sizes)
-
-
 def _corner(view: str) -> tuple[int, int]:
     row, column = divmod(VIEWS.index(view), COLUMNS)
     return column * CELL[0], row * CELL[1]

@@ -7,10 +7,9 @@ Sources: dynamic_preprocess of the InternVL model cards; LLaVA-NeXT's select_bes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol, Self
 
 from eyespot.errors import EyespotError, UsageError
 
@@ -178,69 +177,80 @@ def nearest(width: int, height: int, side: int, min_tiles: int, max_tiles: int) 
 
 
 @dataclass(frozen=True, slots=True)
-class LlavaNext:
-    """LLaVA-NeXT's any resolution: the candidate that keeps most of the picture's pixels, then wastes least; the
-    picture keeps its shape and stands in the middle, the thumbnail comes first."""
+class Padded:
+    """What rules share that choose one of several grids: the picture keeps its shape and stands in the middle of it.
+    Of the candidates, in their order, each that is better than the best before it is taken."""
 
     size: int
     tokens_per_tile: int
-    grids: tuple[Grid, ...] = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))
+    grids: tuple[Grid, ...]
 
-    name = "llava_next"
+    name: ClassVar[str]
+    thumbnail: ClassVar[Thumbnail]
 
-    def cut(self, width: int, height: int) -> Cut:
-        return _padded(width, height, self.size, self.choose(width, height), "first")
+    def better(self, kept: int, wasted: int, most: int, least: int | float) -> bool:
+        """Whether one that keeps and wastes so many pixels beats the best so far, of `most` kept and `least` wasted."""
+        raise NotImplementedError
 
     def choose(self, width: int, height: int) -> Grid:
         best, most, least = self.grids[0], 0, math.inf
         for grid in self.grids:
             kept, wasted = _kept(width, height, self.size, grid)
-            if kept > most or (kept == most and wasted < least):
+            if self.better(kept, wasted, most, least):
                 best, most, least = grid, kept, wasted
         return best
+
+    def cut(self, width: int, height: int) -> Cut:
+        """As large as it fits; one tile needs no thumbnail."""
+        grid = self.choose(width, height)
+        across, down = grid[0] * self.size, grid[1] * self.size
+        if across / width < down / height:
+            resized = across, max(1, min(math.ceil(height * (across / width)), down))
+        else:
+            resized = max(1, min(math.ceil(width * (down / height)), across)), down
+        at = (across - resized[0]) // 2, (down - resized[1]) // 2
+        return Cut(*grid, (self.size, self.size), resized, at, self.thumbnail if grid != (1, 1) else "")
 
     def tokens(self, cut: Cut) -> int:
         return cut.tiles * self.tokens_per_tile
 
-    def within(self, tokens: int) -> LlavaNext:
-        return replace(self, grids=_fitting(self.grids, tokens, self.tokens_per_tile))
+    def within(self, tokens: int) -> Self:
+        """One tile where no candidate fits, if that does."""
+        found = tuple(grid for grid in self.grids if _tiles(grid) * self.tokens_per_tile <= tokens)
+        if not found and tokens < self.tokens_per_tile:
+            raise _too_few(tokens, self.tokens_per_tile)
+        return replace(self, grids=found or ((1, 1),))
 
     def most(self) -> int:
-        return _largest(self.grids) * self.tokens_per_tile
+        return max(map(_tiles, self.grids)) * self.tokens_per_tile
 
 
 @dataclass(frozen=True, slots=True)
-class BlueLMV:
-    """BlueLM-V's relaxed matching: a larger candidate must keep more than the share `alpha` more of the picture, so
-    that a picture one pixel too wide is not drawn four times as large. Padded as LLaVA-NeXT does; where the thumbnail
-    stands is not published, and here it comes last."""
+class LlavaNext(Padded):
+    """LLaVA-NeXT's any resolution: the candidate that keeps most of the picture's pixels, then wastes least."""
 
-    size: int
-    tokens_per_tile: int
+    grids: tuple[Grid, ...] = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))
+
+    name = "llava_next"
+    thumbnail = "first"
+
+    def better(self, kept: int, wasted: int, most: int, least: int | float) -> bool:
+        return kept > most or (kept == most and wasted < least)
+
+
+@dataclass(frozen=True, slots=True)
+class BlueLMV(Padded):
+    """BlueLM-V's relaxed matching: a larger candidate must keep more than the share `alpha` more of the picture, so
+    that a picture one pixel too wide is not drawn four times as large. Where the thumbnail stands is not published."""
+
     grids: tuple[Grid, ...] = tuple((m, n) for m in range(4, 0, -1) for n in range(4, 0, -1))
     alpha: float = 0.1
 
     name = "bluelm_v"
+    thumbnail = "last"
 
-    def cut(self, width: int, height: int) -> Cut:
-        return _padded(width, height, self.size, self.choose(width, height), "last")
-
-    def choose(self, width: int, height: int) -> Grid:
-        best, most, least = self.grids[0], 0, math.inf
-        for grid in self.grids:
-            kept, wasted = _kept(width, height, self.size, grid)
-            if kept - most > self.alpha * most or (most - kept < self.alpha * most and wasted < least):
-                best, most, least = grid, kept, wasted
-        return best
-
-    def tokens(self, cut: Cut) -> int:
-        return cut.tiles * self.tokens_per_tile
-
-    def within(self, tokens: int) -> BlueLMV:
-        return replace(self, grids=_fitting(self.grids, tokens, self.tokens_per_tile))
-
-    def most(self) -> int:
-        return _largest(self.grids) * self.tokens_per_tile
+    def better(self, kept: int, wasted: int, most: int, least: int | float) -> bool:
+        return kept - most > self.alpha * most or (most - kept < self.alpha * most and wasted < least)
 
 
 def _kept(width: int, height: int, side: int, grid: Grid) -> tuple[int, int]:
@@ -252,31 +262,8 @@ def _kept(width: int, height: int, side: int, grid: Grid) -> tuple[int, int]:
     return kept, across * down - kept
 
 
-def _padded(width: int, height: int, side: int, grid: Grid, thumbnail: Thumbnail) -> Cut:
-    """The picture in the middle of the canvas, as large as it fits; one tile needs no thumbnail."""
-    across, down = grid[0] * side, grid[1] * side
-    if across / width < down / height:
-        resized = across, max(1, min(math.ceil(height * (across / width)), down))
-    else:
-        resized = max(1, min(math.ceil(width * (down / height)), across)), down
-    at = (across - resized[0]) // 2, (down - resized[1]) // 2
-    return Cut(*grid, (side, side), resized, at, thumbnail if grid != (1, 1) else "")
-
-
 def _tiles(grid: Grid) -> int:
     return grid[0] * grid[1] + (grid != (1, 1))
-
-
-def _largest(candidates: Iterable[Grid]) -> int:
-    return max(map(_tiles, candidates))
-
-
-def _fitting(candidates: Sequence[Grid], tokens: int, each: int) -> tuple[Grid, ...]:
-    """Those candidates whose tiles fit; one tile where none does, if that fits."""
-    found = tuple(grid for grid in candidates if _tiles(grid) * each <= tokens)
-    if not found and tokens < each:
-        raise _too_few(tokens, each)
-    return found or ((1, 1),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +335,7 @@ def other(rule: Rule, name: str) -> Rule:
     able = TILED if rule.name in TILED else (rule.name,)
     if name not in able:
         raise UsageError(f"no such rule for this model's pictures: {name!r:.40}", expected=", ".join(able))
-    assert isinstance(rule, Fixed | InternVL | LlavaNext | BlueLMV)
+    assert isinstance(rule, Fixed | InternVL | Padded)
     made: Rule = RULES[name](rule.size, rule.tokens_per_tile)
     return made
 
@@ -359,9 +346,9 @@ def capped(rule: Rule, tiles: int) -> Rule:
     match rule:
         case InternVL() if rule.min_tiles <= tiles:
             return replace(rule, max_tiles=tiles)
-        case LlavaNext() | BlueLMV() if found := tuple(grid for grid in rule.grids if grid[0] * grid[1] <= tiles):
+        case Padded() if found := tuple(grid for grid in rule.grids if grid[0] * grid[1] <= tiles):
             return replace(rule, grids=found)
-        case LlavaNext() | BlueLMV() if tiles == 1:
+        case Padded() if tiles == 1:
             return replace(rule, grids=((1, 1),))
         case Fixed():
             return rule

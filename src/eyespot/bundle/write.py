@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 
 from eyespot.bundle.read import FORMAT, MANIFEST, remember
 from eyespot.errors import EyespotError, UsageError
+from eyespot.files import sync
 from eyespot.tensorfile import read_json
 
 SPARE_BYTES = 16 << 20  # disk left free beside the bundle: JSON files, directory entries, other writers
@@ -117,11 +118,7 @@ class BundleWriter:
                 os.rename(self.out, aside)
                 os.rename(self.path, self.out)
                 os.rename(aside, self.path)
-            parent = os.open(self.out.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(parent)
-            finally:
-                os.close(parent)
+            sync(self.out.parent)
         except OSError as error:
             raise EyespotError(f"{self.out}: cannot be put in place ({error.strerror})") from None
         remember(self.out)

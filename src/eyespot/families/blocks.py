@@ -307,6 +307,13 @@ def _decoder_layer(b: Builder, d: Decoder, x: str, n: int) -> str:
     return b("add", x, h, alpha=d.residual_scale, out="mlp_residual")
 
 
+def linear(b: Builder, x: str, name: str, source: str, m: int, k: int, bias: bool = True, out: str = "") -> str:
+    """A linear layer [m, k]: `name` in the Program, `source` in the checkpoint, `out` what its value is called."""
+    w = b.weight(f"{name}.weight", (m, k), [f"{source}.weight"])
+    c = b.weight(f"{name}.bias", (m,), [f"{source}.bias"]) if bias else None
+    return b("linear", x, weight=w, bias=c, out=out or name.rpartition(".")[2])
+
+
 @dataclass(frozen=True, slots=True)
 class VitLayer:
     """A pre-norm ViT layer: sizes, and the checkpoint's tensors (q, k, v as one or three; `ls`, where there are any,
@@ -337,16 +344,6 @@ def vit_layer(b: Builder, v: VitLayer, x: str, at: str) -> str:
         w, c = (b.weight(f"{at}{name}.{k}", (v.width,), [f"{source}.{k}"]) for k in ("weight", "bias"))
         return b("layer_norm", h, weight=w, bias=c, eps=v.eps, out=name)
 
-    def linear(h: str, name: str, m: int, k: int, source: str) -> str:
-        w = b.weight(f"{at}{name}.weight", (m, k), [f"{source}.weight"])
-        return b(
-            "linear",
-            h,
-            weight=w,
-            bias=b.weight(f"{at}{name}.bias", (m,), [f"{source}.bias"]),
-            out=name.rpartition(".")[2],
-        )
-
     def scaled_add(h: str, name: str, source: str) -> str:
         scale = b.weight(f"{at}{name}", (v.width,), [source]) if source else None
         return b("add", x, h, scale=scale, alpha=1.0, out=f"{name}_residual")
@@ -366,10 +363,10 @@ def vit_layer(b: Builder, v: VitLayer, x: str, at: str) -> str:
         group=v.tokens,
         window=0,
     )
-    h = linear(h, "attn.proj", v.width, v.width, v.proj)
+    h = linear(b, h, f"{at}attn.proj", v.proj, v.width, v.width)
     x = scaled_add(h, "ls1", v.ls1)
     h = norm(x, "norm2", v.norm2)
-    h = linear(h, "mlp.fc1", v.intermediate, v.width, v.fc1)
+    h = linear(b, h, f"{at}mlp.fc1", v.fc1, v.intermediate, v.width)
     h = b("gelu", h, tanh=v.tanh)
-    h = linear(h, "mlp.fc2", v.width, v.intermediate, v.fc2)
+    h = linear(b, h, f"{at}mlp.fc2", v.fc2, v.width, v.intermediate)
     return scaled_add(h, "ls2", v.ls2)

@@ -7,23 +7,28 @@ of a SigLIP and a language model. What the paper leaves open is a setting: the l
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from eyespot import limits
 from eyespot.errors import EyespotError, UsageError
 from eyespot.families import blocks
-from eyespot.families.blocks import BUFFERS, Built, Names, Request, VitLayer
+from eyespot.families.blocks import Built, Request, VitLayer
 from eyespot.families.config import Fields
-from eyespot.families.language import language
+from eyespot.families.eyes import (
+    TileEyes,
+    inner_language,
+    layers_that_run,
+    normalization,
+    projector,
+    unused,
+    width_and_heads,
+)
 from eyespot.program import Builder, Dim, Info, Rows
 from eyespot.resolution import BlueLMV, Grid
 
 MEAN = STD = (0.5, 0.5, 0.5)  # SigLIP's
-PROJECTOR_EPS = 1e-5  # torch.nn.LayerNorm's default
 IMAGE_TOKEN = "<image>"
-MOST_SIDE = 4  # tiles; 16 in all
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -34,72 +39,34 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Vision:
-    """SigLIP's fields. layers: those that run."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    layers: int
-    heads: int
-    patch: int
-    image_size: int
-    eps: float
-    tanh: bool
-    factor: int  # of the downsampler
-
-    @property
-    def side(self) -> int:
-        """Patches a row; pixels beyond the last whole patch are not seen."""
-        return self.image_size // self.patch
-
-    @property
-    def tile_tokens(self) -> int:
-        return (-(-self.side // self.factor)) ** 2
-
-    @classmethod
-    def read(cls, fields: Fields, top: Fields) -> Vision:
-        before = fields.faults
-        hidden = fields.integer("hidden_size", limits.DIM // 3)
-        heads = fields.integer("num_attention_heads", limits.HEADS)
-        if fields.faults == before and (hidden % heads or hidden // heads > limits.HEAD_DIM):
-            fields.fault("hidden_size", f"a multiple of {heads} heads, each at most {limits.HEAD_DIM} wide")
-        fields.only("num_channels", (3,), 3)
-        fields.ignore("vision_use_head", "projection_size")
-        layers = fields.integer("num_hidden_layers", limits.LAYERS)
-        chosen = top.integer("vision_feature_layer", limits.LAYERS, -limits.LAYERS, default=-1)
-        run = chosen if chosen >= 0 else layers + 1 + chosen
-        if not 0 < run <= layers:
-            top.fault("vision_feature_layer", f"a hidden state of {layers} layers")
-        patch = fields.integer("patch_size", limits.IMAGE_SIDE)
-        size = fields.integer("image_size", limits.IMAGE_SIDE)
-        factor = top.integer("downsample", 8, default=2)
-        if not 0 < size // max(patch, 1) <= 256:
-            fields.fault("image_size", f"1 to 256 patches of {patch} pixels")
-        if hidden * factor * factor > limits.DIM:
-            top.fault("downsample", f"rows of at most {limits.DIM}")
-        act = fields.only("hidden_act", ("gelu_pytorch_tanh", "gelu"), "gelu_pytorch_tanh")
-        return cls(
-            hidden, fields.integer("intermediate_size", limits.DIM), layers, max(run, 1), heads, patch, size,
-            fields.number("layer_norm_eps", 0, 1, 1e-6), act == "gelu_pytorch_tanh", factor,
-        )  # fmt: skip
+def eyes(fields: Fields, top: Fields) -> TileEyes:
+    """SigLIP's fields."""
+    hidden, heads = width_and_heads(fields)
+    fields.only("num_channels", (3,), 3)
+    fields.ignore("vision_use_head", "projection_size")
+    layers, run = layers_that_run(fields, top, "vision_feature_layer", least=1)
+    patch = fields.integer("patch_size", limits.IMAGE_SIDE)
+    size = fields.integer("image_size", limits.IMAGE_SIDE)
+    factor = top.integer("downsample", 8, default=2)
+    if not 0 < size // max(patch, 1) <= 256:
+        fields.fault("image_size", f"1 to 256 patches of {patch} pixels")
+    if hidden * factor * factor > limits.DIM:
+        top.fault("downsample", f"rows of at most {limits.DIM}")
+    act = fields.only("hidden_act", ("gelu_pytorch_tanh", "gelu"), "gelu_pytorch_tanh")
+    return TileEyes(
+        hidden, fields.integer("intermediate_size", limits.DIM), layers, run, heads, patch,
+        fields.number("layer_norm_eps", 0, 1, 1e-6), act == "gelu_pytorch_tanh", size, factor,
+    )  # fmt: skip
 
 
 def build(request: Request) -> Built:
     top, tensors = request.fields, request.tensors
-    vision = Vision.read(top.inner("vision_config"), top)
-    text = top.inner("text_config")
-    if "tie_word_embeddings" in top:
-        text.override("tie_word_embeddings", top.flag("tie_word_embeddings"))
+    vision = eyes(top.inner("vision_config"), top)
     at = "embeddings.patch_embedding.weight"
     found = [n.removesuffix(at) for n in tensors if n.endswith(at)]
     root = found[0] if len(found) == 1 else "model.vision_tower."
     outer = "model." if any(n.startswith("model.multi_modal_projector.") for n in tensors) else ""
-    bodies = ("model.language_model.", "language_model.model.", "model.language_model.model.")
-    body = next((x for x in bodies if f"{x}embed_tokens.weight" in tensors), bodies[0])
-    head = "language_model." if "language_model.lm_head.weight" in tensors else ""
-    decoder = language(request, text, Names("language_model.", body, head), "BlueLM-V")
+    decoder = inner_language(request, "BlueLM-V")
     sizes = decoder.sizes
     token, mark = _image_token(request, sizes.vocab_size)
     rule = BlueLMV(vision.image_size, vision.tile_tokens, _grids(top), top.number("alpha", 0, 1, 0.1))
@@ -107,24 +74,21 @@ def build(request: Request) -> Built:
         raise UsageError("--image-size: SigLIP's tiles have one size", found=request.image_size)
     top.findings.raise_if_any()
     b = Builder(f"bluelm_v/{decoder.family}")
-    vision_graph(b, vision, root, f"{outer}multi_modal_projector.", sizes.hidden_size)
+    vision_graph(b, vision, root, outer, sizes.hidden_size)
     blocks.text_graph(b, decoder, token)
     reach = blocks.check_context(request, decoder)
-    pictures = Fields(request.image_processor, top.findings, "image_processor.")
-    mean = pictures.numbers("image_mean", 3, -100, 100) if "image_mean" in pictures else MEAN
-    std = pictures.numbers("image_std", 3, 1e-3, 100) if "image_std" in pictures else STD
+    mean, std = normalization(Fields(request.image_processor, top.findings, "image_processor."), MEAN, STD)
     top.findings.raise_if_any()
     image: dict[str, Any] = {
         "rule": rule.name, **asdict(rule), "mean": list(mean), "std": list(std), "resample": "bicubic",
         "placeholder": mark, "before": "", "token": mark, "after": "",
     }  # fmt: skip
     image["grids"] = [list(grid) for grid in rule.grids]
-    skipped = (re.escape(f"{root}encoder.layers.{n}.") + ".*" for n in range(vision.layers, vision.num_hidden_layers))
-    unused = (*BUFFERS, re.escape(root) + r"(post_layernorm|head)\..*", *skipped)
+    rest = [f"{root}encoder.layers.{n}." for n in range(vision.layers, vision.num_hidden_layers)]
     return Built(
         b.build(Info(sizes.vocab_size, sizes.hidden_size, reach, token, vision.image_size, vision.tile_tokens)),
         top.unknown(),
-        unused_tensors=unused,
+        unused_tensors=unused(*rest, f"{root}post_layernorm.", f"{root}head."),
         chat_template=CHAT_TEMPLATE.replace("IMAGE", mark),
         eos=decoder.eos(request.token_ids),
         bos=sizes.bos,
@@ -163,21 +127,14 @@ def _image_token(request: Request, vocab_size: int) -> tuple[int, str]:
     return token, texts.get(token, IMAGE_TOKEN)
 
 
-def vision_graph(b: Builder, v: Vision, root: str, projector: str, hidden: int) -> None:
+def vision_graph(b: Builder, v: TileEyes, root: str, outer: str, hidden: int) -> None:
     """Graph `vision`: pixels [t, 3, s, s] -> features [tile_tokens * t, hidden]."""
-    width, patches = v.hidden_size, v.side * v.side
-    wide = width * v.factor * v.factor
-    own = "vision_tower."
-
-    def linear(h: str, out: str, name: str, source: str, m: int, k: int) -> str:
-        w, c = (b.weight(f"{name}.{x}", s, [f"{source}.{x}"]) for x, s in (("weight", (m, k)), ("bias", (m,))))
-        return b("linear", h, weight=w, bias=c, out=out)
-
+    width, patches, own = v.hidden_size, v.side * v.side, "vision_tower."
     with b.graph("vision"):
         x = b.input("pixels", (Dim(1, "t"), 3, v.image_size, v.image_size))
         with b.block("vision.embeddings", "vision"):
             at = "embeddings.patch_embedding"
-            x = linear(b("patches", x, patch=v.patch), "patch_embedding", own + at, root + at, width, 3 * v.patch**2)
+            x = blocks.linear(b, b("patches", x, patch=v.patch), own + at, root + at, width, 3 * v.patch**2)
             at = "embeddings.position_embedding.weight"
             x = b("position", x, weight=b.weight(own + at, (patches, width), [root + at]))
         for n in range(v.layers):
@@ -198,13 +155,5 @@ def vision_graph(b: Builder, v: Vision, root: str, projector: str, hidden: int) 
                 )  # fmt: skip
                 x = blocks.vit_layer(b, layer, x, own + at)
         with b.block("vision.projector", "vision"):
-            x = b("pixel_shuffle", x, side=v.side, factor=v.factor)  # an odd side is filled up with zeros
-            names = (("weight", (wide,)), ("bias", (wide,)))
-            w, c = (
-                b.weight(f"multi_modal_projector.layer_norm.{k}", s, [f"{projector}layer_norm.{k}"]) for k, s in names
-            )
-            x = b("layer_norm", x, weight=w, bias=c, eps=PROJECTOR_EPS)
-            at = "multi_modal_projector."
-            x = linear(x, "linear_1", f"{at}linear_1", f"{projector}linear_1", hidden, wide)
-            x = b("gelu", x, tanh=False)
-            b.outputs(linear(x, "linear_2", f"{at}linear_2", f"{projector}linear_2", hidden, hidden))
+            names = [f"multi_modal_projector.{name}" for name in ("layer_norm", "linear_1", "linear_2")]
+            b.outputs(projector(b, x, v, hidden, names, [outer + name for name in names]))

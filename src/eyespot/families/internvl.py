@@ -6,7 +6,6 @@ InternViT-6B (RMS norm, normalized q and k) is refused. Sources: the InternVL re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +13,18 @@ from typing import Any
 from eyespot import limits
 from eyespot.errors import UsageError
 from eyespot.families import blocks
-from eyespot.families.blocks import BUFFERS, Built, Decoder, Names, Request, Sources, VitLayer
+from eyespot.families.blocks import Built, Decoder, Names, Request, Sources, VitLayer
 from eyespot.families.config import Fields
+from eyespot.families.eyes import (
+    TileEyes,
+    added_token,
+    inner_language,
+    layers_that_run,
+    normalization,
+    projector,
+    unused,
+    width_and_heads,
+)
 from eyespot.families.language import language
 from eyespot.program import Builder, Dim, Info, Rows
 
@@ -23,7 +32,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 IMAGE_PROCESSOR = "GotOcr2ImageProcessor"  # transformers' InternVL uses this model's
 DONE = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers
-PROJECTOR_EPS = 1e-5  # torch.nn.LayerNorm's default, which both implementations leave in place
 CONTEXT_TOKEN = "<IMG_CONTEXT>"
 AFTER_CONTEXT = 7  # it and the six added after it end the vocabulary: <quad> </quad> <ref> </ref> <box> </box>
 
@@ -127,38 +135,16 @@ def hf_names(root: str) -> VisionNames:
 
 
 @dataclass(frozen=True, slots=True)
-class Vision:
-    """InternViT's fields. layers: those that run, select_layer settled; image_size: of a tile, in pixels a side."""
+class Vision(TileEyes):
+    """InternViT's fields, select_layer settled."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    layers: int
-    heads: int
-    patch: int
-    eps: float
-    tanh: bool
     qkv_bias: bool
-    image_size: int
-    factor: int  # of the pixel shuffle
-
-    @property
-    def side(self) -> int:
-        return self.image_size // self.patch
-
-    @property
-    def tile_tokens(self) -> int:
-        return (self.side // self.factor) ** 2
 
     @classmethod
     def read(cls, fields: Fields, top: Fields, keys: Mapping[str, str], image_size: int | None) -> Vision:
         """keys: this config's words for qkv_bias, qk_norm and select_layer. Sizes are asked for and never guessed: the
         defaults of the authors' class are InternViT-6B's."""
-        before = fields.faults
-        hidden = fields.integer("hidden_size", limits.DIM // 3)
-        heads = fields.integer("num_attention_heads", limits.HEADS)
-        if fields.faults == before and (hidden % heads or hidden // heads > limits.HEAD_DIM):
-            fields.fault("hidden_size", f"a multiple of {heads} heads, each at most {limits.HEAD_DIM} wide")
+        hidden, heads = width_and_heads(fields)
         fields.only("norm_type", ("layer_norm",))
         fields.only(keys["qk_norm"], (False,))
         fields.only("num_channels", (3,), 3)
@@ -166,12 +152,7 @@ class Vision:
         fields.only("use_mean_pooling", (True,), True)
         fields.ignore("use_mask_token", "layer_scale_init_value")
         act = fields.only("hidden_act", ("gelu", "gelu_pytorch_tanh"))
-        before = fields.faults
-        layers = fields.integer("num_hidden_layers", limits.LAYERS)
-        chosen = top.integer(keys["select_layer"], limits.LAYERS, -limits.LAYERS, default=-1)
-        run = chosen if chosen >= 0 else layers + 1 + chosen
-        if fields.faults == before and not 0 <= run <= layers:
-            top.fault(keys["select_layer"], f"a hidden state of {layers} layers")
+        layers, run = layers_that_run(fields, top, keys["select_layer"], least=0)
         patch = square(fields, "patch_size", limits.IMAGE_SIDE)
         trained = square(fields, "image_size", limits.IMAGE_SIDE)
         size = trained if image_size is None else image_size
@@ -187,18 +168,10 @@ class Vision:
         if hidden * factor * factor > limits.DIM:
             top.fault("downsample_ratio", f"pixel shuffle rows of at most {limits.DIM}")
         return cls(
-            hidden,
-            fields.integer("intermediate_size", limits.DIM),
-            layers,
-            max(run, 0),
-            heads,
-            patch,
-            fields.number("layer_norm_eps", 0, 1),
-            act == "gelu_pytorch_tanh",
+            hidden, fields.integer("intermediate_size", limits.DIM), layers, run, heads, patch,
+            fields.number("layer_norm_eps", 0, 1), act == "gelu_pytorch_tanh", size, factor,
             fields.flag(keys["qkv_bias"]),
-            size,
-            factor,
-        )
+        )  # fmt: skip
 
 
 def square(fields: Fields, key: str, high: int) -> int:
@@ -213,25 +186,13 @@ def square(fields: Fields, key: str, high: int) -> int:
 def vision_graph(b: Builder, v: Vision, names: VisionNames, hidden: int) -> None:
     """Graph `vision`: pixels [t, 3, s, s] -> features [tile_tokens * t, hidden]. Weights take the authors' names."""
     own, width, patches = CHAT_NAMES, v.hidden_size, v.side * v.side
-    wide = width * v.factor * v.factor
-
-    def linear(h: str, out: str, name: str, source: str, m: int, k: int) -> str:
-        w, c = (b.weight(f"{name}.{x}", s, [f"{source}.{x}"]) for x, s in (("weight", (m, k)), ("bias", (m,))))
-        return b("linear", h, weight=w, bias=c, out=out)
-
     with b.graph("vision"):
         x = b.input("pixels", (Dim(1, "t"), 3, v.image_size, v.image_size))
         with b.block("vision.embeddings", "vision"):
             at, source = own.root, names.root
             x = b("patches", x, patch=v.patch)
-            x = linear(
-                x,
-                "patch_embedding",
-                at + own.patch_embedding,
-                source + names.patch_embedding,
-                width,
-                3 * v.patch * v.patch,
-            )
+            name, there = at + own.patch_embedding, source + names.patch_embedding
+            x = blocks.linear(b, x, name, there, width, 3 * v.patch**2, out="patch_embedding")
             prefix = b.weight(at + own.class_embedding, (1, width), [source + names.class_embedding])
             x = b("concat", x, prefix=prefix, group=patches)
             table = b.weight(
@@ -245,14 +206,8 @@ def vision_graph(b: Builder, v: Vision, names: VisionNames, hidden: int) -> None
             with b.block(f"vision.layer_{n:02d}", "vision"):
                 x = blocks.vit_layer(b, vit_layer(v, names, n), x, own.root + own.layer.replace("N", str(n)))
         with b.block("vision.projector", "vision"):
-            norm, first, second = own.projector
             x = b("slice", x, group=patches + 1, start=1)
-            x = b("pixel_shuffle", x, side=v.side, factor=v.factor)
-            w, c = (b.weight(f"{norm}.{k}", (wide,), [f"{names.projector[0]}.{k}"]) for k in ("weight", "bias"))
-            x = b("layer_norm", x, weight=w, bias=c, eps=PROJECTOR_EPS)
-            x = linear(x, "linear_1", first, names.projector[1], hidden, wide)
-            x = b("gelu", x, tanh=False)
-            b.outputs(linear(x, "linear_2", second, names.projector[2], hidden, hidden))
+            b.outputs(projector(b, x, v, hidden, own.projector, names.projector))
 
 
 def vit_layer(v: Vision, names: VisionNames, n: int) -> VitLayer:
@@ -307,12 +262,11 @@ def assemble(
         "token": CONTEXT_TOKEN,
         "after": "</img>",
     }
-    skipped = (names.root + names.layer.replace("N", str(n)) for n in range(vision.layers, vision.num_hidden_layers))
-    unused = (*BUFFERS, r".*embeddings\.mask_token", *(re.escape(name) + ".*" for name in skipped))
+    rest = [names.root + names.layer.replace("N", str(n)) for n in range(vision.layers, vision.num_hidden_layers)]
     return Built(
         b.build(info),
         request.fields.unknown(),
-        unused_tensors=unused,
+        unused_tensors=(*unused(*rest), r".*embeddings\.mask_token"),
         chat_template=template,
         template_wins=template_wins,
         eos=decoder.eos(request.token_ids),
@@ -326,10 +280,7 @@ def image_token(request: Request, keys: tuple[str, ...], vocab_size: int) -> int
     """The tokenizer's id of <IMG_CONTEXT>; else the config's; else by the order in which the tokens were added."""
     fields = request.fields
     fields.ignore(*keys)
-    if CONTEXT_TOKEN in request.token_ids:
-        found = request.token_ids[CONTEXT_TOKEN]
-        if not 0 <= found < vocab_size:
-            fields.findings.faults.add(f"{CONTEXT_TOKEN} is token {found} of a vocabulary of {vocab_size}")
+    if (found := added_token(request, CONTEXT_TOKEN, vocab_size)) is not None:
         return found
     for key in keys:
         if key in fields:
@@ -368,18 +319,13 @@ def build(request: Request) -> Built:
 def build_hf(request: Request) -> Built:
     """InternVLForConditionalGeneration: transformers' files, with or without the leading "model."."""
     top, tensors = request.fields, request.tensors
-    eyes, text = top.inner("vision_config"), top.inner("text_config")
+    eyes = top.inner("vision_config")
     keys = {"qkv_bias": "attention_bias", "qk_norm": "use_qk_norm", "select_layer": "vision_feature_layer"}
     vision = Vision.read(eyes, top, keys, request.image_size)
     top.only("vision_feature_select_strategy", ("default",), "default")
     top.only("projector_hidden_act", ("gelu",), "gelu")
     root = "model." if any(name.startswith("model.vision_tower.") for name in tensors) else ""
-    bodies = ("model.language_model.", "language_model.model.", "model.language_model.model.")
-    body = next((x for x in bodies if f"{x}embed_tokens.weight" in tensors), bodies[0])
-    head = "language_model." if "language_model.lm_head.weight" in tensors else ""
-    if "tie_word_embeddings" in top:  # the outer flag is the one transformers obeys
-        text.override("tie_word_embeddings", top.flag("tie_word_embeddings"))
-    decoder = language(request, text, Names("language_model.", body, head), "InternVL")
+    decoder = inner_language(request, "InternVL")
     token = image_token(request, ("image_token_id", "image_token_index"), decoder.sizes.vocab_size)
     tiles, warnings = picture_rule(Fields(request.image_processor, top.findings, "image_processor."))
     seen = top.integer("image_seq_length", limits.CONTEXT, default=vision.tile_tokens)
@@ -419,9 +365,7 @@ def picture_rule(fields: Fields) -> tuple[dict[str, Any], list[str]]:
         "placeholder": CONTEXT_TOKEN,
         "resample": resample or "bicubic",
     }
-    for key, name, low in (("image_mean", "mean", -100), ("image_std", "std", 1e-3)):
-        if key in fields:
-            rule[name] = list(fields.numbers(key, 3, low, 100))
+    rule["mean"], rule["std"] = map(list, normalization(fields, MEAN, STD))
     return rule, warnings
 
 

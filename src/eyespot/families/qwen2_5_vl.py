@@ -6,7 +6,7 @@ Sources: the Qwen2.5-VL repository and report (arXiv 2502.13923), transformers' 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from eyespot import limits
@@ -14,6 +14,7 @@ from eyespot.errors import UsageError
 from eyespot.families import blocks, qwen2
 from eyespot.families.blocks import Built, Names, Request
 from eyespot.families.config import Fields
+from eyespot.families.eyes import added_token, normalization, tie_as_outside, width_and_heads
 from eyespot.program import Builder, Dim, Info, Ref, Rows
 from eyespot.resolution import Qwen
 
@@ -60,11 +61,7 @@ class Vision:
     @classmethod
     def read(cls, fields: Fields, hidden: int) -> Vision:
         """hidden: width of the language model, which the merger's must be."""
-        before = fields.faults
-        width = fields.integer("hidden_size", limits.DIM // 3)
-        heads = fields.integer("num_heads", limits.HEADS)
-        if fields.faults == before and (width % heads or width // heads > limits.HEAD_DIM or width // heads % 4):
-            fields.fault("hidden_size", f"a multiple of {heads} heads, each a multiple of 4, at most {limits.HEAD_DIM}")
+        width, heads = width_and_heads(fields, "num_heads", step=4)
         for key in ("in_channels", "in_chans"):
             fields.only(key, (3,), 3)
         fields.only("hidden_act", ("silu",), "silu")
@@ -94,8 +91,7 @@ def build(request: Request) -> Built:
     text = top.inner("text_config") if "text_config" in top else top
     root = "model.visual." if any(name.startswith("model.visual.") for name in tensors) else "visual."
     body = "model.language_model." if any(n.startswith("model.language_model.") for n in tensors) else "model."
-    if text is not top and "tie_word_embeddings" in top:
-        text.override("tie_word_embeddings", top.flag("tie_word_embeddings"))
+    tie_as_outside(top, text)
     section = _section(text)
     decoder = qwen2.decoder(request, text, Names(body=body))
     sizes = decoder.sizes
@@ -144,17 +140,13 @@ def _section(text: Fields) -> tuple[int, ...]:
 
 
 def _image_token(request: Request, vocab_size: int) -> int:
-    fields = request.fields
-    if IMAGE_TOKEN in request.token_ids:
-        fields.ignore("image_token_id")
-        found = request.token_ids[IMAGE_TOKEN]
-        if not 0 <= found < vocab_size:
-            fields.findings.faults.add(f"{IMAGE_TOKEN} is token {found} of a vocabulary of {vocab_size}")
+    request.fields.ignore("image_token_id")
+    if (found := added_token(request, IMAGE_TOKEN, vocab_size)) is not None:
         return found
-    return fields.integer("image_token_id", vocab_size - 1, low=0, default=min(IMAGE_ID, vocab_size - 1))
+    return request.fields.integer("image_token_id", vocab_size - 1, low=0, default=min(IMAGE_ID, vocab_size - 1))
 
 
-def _pictures(fields: Fields, v: Vision) -> tuple[Qwen, tuple[float, ...], tuple[float, ...]]:
+def _pictures(fields: Fields, v: Vision) -> tuple[Qwen, Sequence[float], Sequence[float]]:
     """The resolution rule and the normalization of a preprocessor_config.json."""
     size = fields.raw.get("size")  # transformers 5 puts the bounds there
     bounds = Fields(size if isinstance(size, Mapping) else {}, fields.findings, f"{fields.where}size.")
@@ -165,8 +157,7 @@ def _pictures(fields: Fields, v: Vision) -> tuple[Qwen, tuple[float, ...], tuple
     most = bounds.integer("longest_edge", limits.IMAGE_PIXELS, default=most)
     if least > most:
         fields.fault("min_pixels", f"at most max_pixels, {most}")
-    mean = fields.numbers("image_mean", 3, -100, 100) if "image_mean" in fields else MEAN
-    std = fields.numbers("image_std", 3, 1e-3, 100) if "image_std" in fields else STD
+    mean, std = normalization(fields, MEAN, STD)
     rule = Qwen(v.patch, v.merge, min(least, most), most, v.window, v.tokens_per_second)
     return rule.within(min(MOST_TOKENS, rule.most())), mean, std
 
@@ -179,9 +170,7 @@ def vision_graph(b: Builder, v: Vision, root: str, hidden: int) -> None:
     wide = width * patches
 
     def linear(h: str, out: str, name: str, m: int, k: int, bias: bool = True) -> str:
-        w = b.weight(f"visual.{name}.weight", (m, k), [f"{root}{name}.weight"])
-        c = b.weight(f"visual.{name}.bias", (m,), [f"{root}{name}.bias"]) if bias else None
-        return b("linear", h, weight=w, bias=c, out=out)
+        return blocks.linear(b, h, f"visual.{name}", f"{root}{name}", m, k, bias, out)
 
     def norm(h: str, name: str, out: str) -> str:
         return b("rms_norm", h, weight=b.weight(f"visual.{name}.weight", (width,), [f"{root}{name}.weight"]),

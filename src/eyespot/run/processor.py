@@ -446,7 +446,8 @@ class Processor:
         return rule
 
     def cut(self, picture: Picture, rule: Rule | None = None) -> Cut:
-        """How `rule`, or the bundle's own, cuts a picture; a clip's frame is one tile."""
+        """How `rule`, or the bundle's own, cuts a picture. A clip's frame is one tile whatever the rule, as the models
+        were trained; the eyes of any resolution share what a picture may take among its frames."""
         if self.bundle.settings.image is None:
             raise UsageError("this model has no eyes")
         rule = rule or self.bundle.settings.image.resolution
@@ -534,16 +535,6 @@ class Processor:
         for pair in zip(frames[::2], frames[1::2], strict=True):
             yield _windowed(np.stack([self._normalized(images.tiles(f, cut, image.resample))[0] for f in pair]),
                             image.resolution)  # fmt: skip
-
-    def pixels(self, picture: Picture, cut: Cut) -> F32:
-        """Normalized pixels [tiles, 3, side, side] of a picture, each tile once.
-
-        The picture is resized once for all tiles of the canvas, and once more for the thumbnail.
-        """
-        image = self.bundle.settings.image
-        if image is None:
-            raise UsageError("this model has no eyes")
-        return self._normalized(images.tiles(picture.image, cut, image.resample))
 
     def _normalized(self, seen: npt.NDArray[np.uint8]) -> F32:
         """[t, 3, h, w] of bytes [t, h, w, 3]."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from eyespot import limits, tensorfile
 from eyespot.errors import EyespotError, UsageError
+from eyespot.files import atomic
 from eyespot.resolution import Cut
 
 if TYPE_CHECKING:
@@ -39,20 +39,13 @@ def save(model: Model, path: Path) -> int:
         "sha256": _hash(keys, state, pictures),
     }
     stored = {STATE: state, KEYS: keys.view(np.uint8)}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shapes = {name: ("U8", array.shape) for name, array in stored.items()}
+    order = tensorfile.layout(shapes, facts)[1]
     try:
-        with open(part, "wb") as file:
-            shapes = {name: ("U8", array.shape) for name, array in stored.items()}
-            order = tensorfile.layout(shapes, facts)[1]
+        with atomic(path) as file:
             tensorfile.write(file, shapes, ((name, stored[name]) for name in order), facts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _sync(path.parent)
     except OSError as error:
         raise UsageError(f"{path}: the prompt cache cannot be written ({error.strerror or error})") from None
-    finally:
-        part.unlink(missing_ok=True)
     return len(keys)
 
 
@@ -82,15 +75,6 @@ def restore(model: Model, path: Path) -> int:
     model.engine.load(state, len(keys))
     model.cache.keys = known.tolist()
     return len(keys)
-
-
-def _sync(directory: Path) -> None:
-    """A name is on the disk when its directory is."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _hash(keys: np.ndarray[Any, Any], state: np.ndarray[Any, Any], pictures: str) -> str:

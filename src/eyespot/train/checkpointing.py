@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from eyespot import tensorfile
 from eyespot.errors import EyespotError
+from eyespot.files import sync
 from eyespot.tensorfile import TensorFile, read_json
-from eyespot.train.data.write import sync
 from eyespot.train.recipe import Recipe, as_json
 from eyespot.train.streams import State
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from eyespot.errors import EyespotError
+from eyespot.files import atomic
 from eyespot.train.data.lines import Lines
 from eyespot.train.data.record import BadRecord
-from eyespot.train.data.write import atomic
 
 LOG, PLOT = "log.jsonl", "loss.png"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from eyespot.errors import EyespotError, UsageError
+from eyespot.files import atomic
 from eyespot.tensorfile import read_json
 from eyespot.train import checkpointing
 from eyespot.train.create import create
-from eyespot.train.data.write import atomic
 from eyespot.train.distill import Features, Logits, open_tower, pair_layers
 from eyespot.train.export import export
 from eyespot.train.journal import plot

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from eyespot import boxes, images
 from eyespot.errors import EyespotError
+from eyespot.files import atomic
 from eyespot.train.data.record import Record
-from eyespot.train.data.write import atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ def draw(records: Sequence[Record], out: Path) -> None:
     page = Image.new("RGB", (COLUMNS * CARD[0], max(rows, 1) * CARD[1]), "white")
     for number, record in enumerate(records):
         page.paste(card(record), (number % COLUMNS * CARD[0], number // COLUMNS * CARD[1]))
-    with atomic(out) as file:
+    with atomic(out, parents=True) as file:
         page.save(file, "PNG")
 
 

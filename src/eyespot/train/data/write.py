@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from eyespot import images
 from eyespot.errors import EyespotError
+from eyespot.files import atomic
 from eyespot.train.data import internvl
 from eyespot.train.data.record import BadRecord, Record
 
@@ -26,32 +26,6 @@ if TYPE_CHECKING:
 JPEG_QUALITY = 95
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name when it is whole and on the disk; none is left behind by a failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        sync(path.parent)
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()
-
-
-def sync(directory: Path) -> None:
-    """A name is on the disk when its directory is."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_jsonl(records: Iterable[Record], out: Path, skipped: Skipped | None = None) -> int:
     """Writes records to `out`, and to `NAME_images/` beside it those pictures that are not files. Returns their number;
     EyespotError when there is none. skipped: counts records whose pictures cannot be read; None: the first is an error.
@@ -59,7 +33,7 @@ def write_jsonl(records: Iterable[Record], out: Path, skipped: Skipped | None = 
     Paths are relative to the directory of `out`, so that the two can be moved together with what they point to.
     """
     count = 0
-    with atomic(out) as file:
+    with atomic(out, parents=True) as file:
         for record in records:
             try:
                 pictures = [_place(picture, out, count, number) for number, picture in enumerate(record.images)]
@@ -79,7 +53,7 @@ def write_jsonl(records: Iterable[Record], out: Path, skipped: Skipped | None = 
 
 def save_jpeg(image: Image, path: Path) -> None:
     """Writes an RGB picture."""
-    with atomic(path) as file:
+    with atomic(path, parents=True) as file:
         image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 

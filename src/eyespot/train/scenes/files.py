@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eyespot.errors import UsageError
-from eyespot.train.data.write import atomic
+from eyespot.files import atomic
 from eyespot.train.scenes.generate import Scenes
 
 COUNT = 10_000_000  # scenes of one set
@@ -24,7 +24,7 @@ def write(scenes: Scenes, out: Path, count: int, done: Callable[[int], None] = l
     path = out / f"{scenes.split}.jsonl"
     if path.exists():
         raise UsageError(f"{path} exists", expected="a new place", cause="a set is never overwritten")
-    with atomic(path) as file:
+    with atomic(path, parents=True) as file:
         for index in range(count):
             scene = scenes[index]
             names = [f"{scenes.split}/{index // 1000:03}/{index:06}-{i}.png" for i in range(len(scene.pictures))]
