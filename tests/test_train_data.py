@@ -27,6 +27,7 @@ from tokenizers.decoders import ByteLevel
 from eyespot import boxes, images, limits, tensorfile
 from eyespot.errors import EyespotError, UsageError
 from eyespot.families.internvl import CONVERSATIONS, chat_template
+from eyespot.resolution import InternVL
 from eyespot.train.data import lines, video
 from eyespot.train.data.check import Check
 from eyespot.train.data.encode import IGNORE, PLAIN, Encoder, ImageRule, open_encoder
@@ -578,7 +579,7 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-RULE = ImageRule(size=32, tokens_per_tile=4, max_tiles=6)
+RULE = ImageRule(InternVL(32, 4, max_tiles=6))
 TURNS = (*dialogue("<image>\nWhat?", "A cat."), *dialogue("Sure?", "Yes."))
 
 
@@ -634,7 +635,7 @@ def test_a_sample_longer_than_the_context(place: Path, tokenizer: Tokenizer) -> 
 def test_encoder_of_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     encoder = open_encoder(tmp_path / "tokenizer.json", max_tiles=2)
-    assert encoder.rule == ImageRule(max_tiles=2)
+    assert encoder.rule == ImageRule(InternVL(448, 256, max_tiles=2))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(EyespotError, match="not a tokenizer"):
         open_encoder(tmp_path / "tokenizer.json")
@@ -660,7 +661,7 @@ def test_encoder_of_a_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with open(tmp_path / "model.safetensors", "wb") as file:
         tensorfile.write(file, {"x": ("F32", (1,))}, [("x", np.zeros(1, np.float32))])
     encoder = open_encoder(tmp_path)
-    assert encoder.rule == ImageRule(size=32, tokens_per_tile=16, min_tiles=1, max_tiles=5, thumbnail=False)
+    assert encoder.rule == ImageRule(InternVL(32, 16, min_tiles=1, max_tiles=5, thumbnail=False))
     assert encoder.conversation == CONVERSATIONS["Hermes-2"]
 
 

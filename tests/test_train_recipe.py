@@ -32,7 +32,7 @@ def test_a_recipe_says_all_that_is_wrong_with_it(tmp_path: Path) -> None:
         ("stage: tune\nstage: align\n", "r.yaml:2: not YAML (the key 'stage' is there twice)"),
         ("stage: [", "not YAML"),
         ("- 1\n", "not a recipe"),
-        ("stage: create\noutput_dir: x\n", "model is missing"),
+        ("stage: create\noutput_dir: x\n", "expected either model or compose"),
         ("stage: distil\noutput_dir: x\nmodel_name_or_path: m\ndata: [{scenes: 1}]\n", "teacher_model_name_or_path"),
         ("stage: tune\noutput_dir: x\nmodel_name_or_path: m\ndata: [{}]\n", "data[0]: expected either path or scenes"),
         ("stage: tune\noutput_dir: x\nmodel_name_or_path: m\ndata: [{scenes: 1}]\nmix_ratio: 1:4\n", "go together"),

@@ -224,6 +224,10 @@ class Padded:
     def most(self) -> int:
         return max(map(_tiles, self.grids)) * self.tokens_per_tile
 
+    def capped(self, tiles: int) -> Self:
+        """Without the candidates of more tiles, a thumbnail not counted; one tile where none is left."""
+        return replace(self, grids=tuple(grid for grid in self.grids if grid[0] * grid[1] <= tiles) or ((1, 1),))
+
 
 @dataclass(frozen=True, slots=True)
 class LlavaNext(Padded):
@@ -346,10 +350,8 @@ def capped(rule: Rule, tiles: int) -> Rule:
     match rule:
         case InternVL() if rule.min_tiles <= tiles:
             return replace(rule, max_tiles=tiles)
-        case Padded() if found := tuple(grid for grid in rule.grids if grid[0] * grid[1] <= tiles):
-            return replace(rule, grids=found)
-        case Padded() if tiles == 1:
-            return replace(rule, grids=((1, 1),))
+        case Padded() if tiles == 1 or any(columns * rows <= tiles for columns, rows in rule.grids):
+            return rule.capped(tiles)
         case Fixed():
             return rule
         case Qwen():

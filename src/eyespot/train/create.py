@@ -25,14 +25,19 @@ END, PAD = CHAT[2], CHAT[0]
 
 
 def create(recipe: Recipe, data: Dataset | None, out: Path) -> dict[str, int]:
-    """Writes the model of recipe.model to `out`. data: texts for the tokenizer. Returns parameters and vocabulary.
+    """Writes the model of recipe.model, or recipe.compose, to `out`; returns parameters and vocabulary.
 
-    EyespotError for sizes that do not fit together, or a tokenizer without the marks of pictures and turns.
+    data: texts for the tokenizer. EyespotError for sizes that do not fit together, or a tokenizer without the marks of
+    pictures and turns.
     """
-    import transformers
-
     model = recipe.model
-    assert model is not None
+    if model is None:
+        from eyespot.train.bluelm_v import compose
+
+        assert recipe.compose is not None
+        vlm, files = compose(recipe.compose, recipe.seed)
+        export(vlm, files, out, "float32")
+        return {"parameters": sum(p.numel() for p in vlm.parameters()), "vocabulary": vlm.config.text_config.vocab_size}
     if model.tokenizer_name_or_path is None:
         assert data is not None
         texts = (*spoken(records(data, range(len(data)))), *english())
@@ -45,6 +50,8 @@ def create(recipe: Recipe, data: Dataset | None, out: Path) -> dict[str, int]:
             raise EyespotError(f"{path}: not a tokenizer", found=error) from None
         if missing := [mark for mark in (*CHAT[1:], *PICTURES[:3]) if tokenizer.token_to_id(mark) is None]:
             raise EyespotError(f"{path}: the tokenizer lacks tokens", found=", ".join(missing))
+    import transformers
+
     vocabulary = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     config = _config(model, tokenizer, vocabulary)
     torch.manual_seed(recipe.seed)

@@ -1,6 +1,6 @@
 """A trained model as a Hugging Face checkpoint, which transformers and `eyespot compile` open; whole or not there.
 
-Knows the files of transformers' InternVL layout. The tokenizer's and the like are carried as they came.
+Knows the files of transformers' layout. The tokenizer's and the like are carried as they came.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from eyespot.train.checkpointing import atomic_directory, write_tensors
-from eyespot.train.model import ARCHITECTURE
+from eyespot.train.model import architecture
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def export(vlm: Any, files: Mapping[str, bytes], out: Path, dtype: str) -> None:
-    """Writes `vlm`, an InternVLForConditionalGeneration without adapters, and `files` to directory `out`.
+    """Writes `vlm`, a model without adapters, and `files` to directory `out`.
 
     dtype: of the weights, bfloat16 or float32. A tied head is not stored. EyespotError when the disk is full.
     """
@@ -27,7 +27,7 @@ def export(vlm: Any, files: Mapping[str, bytes], out: Path, dtype: str) -> None:
     for inner in (config, config["text_config"], config["vision_config"]):
         for key in ("dtype", "torch_dtype", "_name_or_path"):
             inner.pop(key, None)
-    config |= {"architectures": [ARCHITECTURE], "torch_dtype": dtype, "use_cache": True}
+    config |= {"architectures": [architecture(vlm)], "torch_dtype": dtype, "use_cache": True}
     tensors = {name: value.detach().to(DTYPES[dtype]).contiguous() for name, value in vlm.state_dict().items()}
     # transformers leaves a head of its own untied, whatever the config says: what is told is what is there.
     tied = vlm.lm_head.weight is vlm.get_input_embeddings().weight

@@ -88,9 +88,10 @@ class Heads(nn.Module):
         self.names = nn.ModuleList(nn.Linear(width, 1 + count) for count in (what, what, colours))
 
     def forward(self, states: Tensor, patches: Tensor) -> Tensor:
-        """The sum of the weighted cross entropies. states [t, 1 + patches, width], patches i16 [t, side, side, 3]."""
-        rows = F.layer_norm(states[:, 1:], states.shape[-1:])
+        """The sum of the weighted cross entropies. states [t, n, width], the patches' last;
+        patches i16 [t, side, side, 3]."""
         labels = patches.flatten(1, 2).long()
+        rows = F.layer_norm(states[:, -labels.shape[1] :], states.shape[-1:])  # a class token stands before them
         weights = _weights(labels)
         total = rows.new_zeros((), dtype=torch.float32)
         for number, head in enumerate(self.names):
@@ -104,7 +105,8 @@ def _eyes(loaded: Loaded, strict: bool) -> tuple[View, Heads]:
     """How such an objective reads records, and its heads."""
     what, colours = classes()
     config = loaded.vlm.config.vision_config
-    side = config.image_size[0] // config.patch_size[0]
+    size, patch = (x if isinstance(x, int) else x[0] for x in (config.image_size, config.patch_size))
+    side = size // patch
     view = replace(loaded.view, label=Marker(side, what, colours, strict))
     return view, Heads(config.hidden_size, len(what), len(colours))
 

@@ -1,11 +1,12 @@
 """A model to be trained: opened from a checkpoint in transformers' layout, parts frozen, adapters in, sharded.
 
-Knows transformers' InternVL and its parts; how eyespot cuts pictures for it comes from `families`, so that what is
-trained is what will run. Does not know what is learned.
+Knows transformers' InternVL, our BlueLM-V and their parts; how eyespot cuts pictures for it comes from `families`, so
+that what is trained is what will run. Does not know what is learned.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,19 +25,22 @@ from eyespot.train.pixels import Eye
 from eyespot.train.recipe import Recipe
 from eyespot.train.streams import View
 
-ARCHITECTURE = "InternVLForConditionalGeneration"
+ARCHITECTURES = ("InternVLForConditionalGeneration", "BlueLMVForConditionalGeneration")
 # Part of a name -> the part of the model, as InternVL's scripts call them.
 PARTS = {"vision_tower.": "backbone", "multi_modal_projector.": "mlp", "language_model.": "llm", "lm_head.": "llm"}
-LAYERS = ("InternVLVisionLayer", "Qwen2DecoderLayer", "LlamaDecoderLayer", "Phi3DecoderLayer")
+LAYERS = ("InternVLVisionLayer", "SiglipEncoderLayer", "Qwen2DecoderLayer", "LlamaDecoderLayer", "Phi3DecoderLayer")
 # Linear layers that take LoRA, as in InternVL's code; rank r, alpha 2r, dropout 0.05.
 LLM_LORA = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-BACKBONE_LORA = r".*vision_tower\.encoder\.layer\.\d+\.(attention\.([qkv]_proj|projection_layer)|mlp\.fc[12])"
+BACKBONE_LORA = (
+    r".*vision_tower\.encoder\.layers?\.\d+\.((attention|self_attn)\.(([qkv]|out)_proj|projection_layer)|mlp\.fc[12])"
+)
 LORA_DROPOUT = 0.05
+TABLES = ("cls_token", "position_embeddings", "position_embedding.weight")  # of the eyes; they do not decay
 
 
 @dataclass
 class Loaded:
-    """vlm: an InternVLForConditionalGeneration in float32. view: how it reads records. files: its tokenizer and the
+    """vlm: a model of one of ARCHITECTURES in float32. view: how it reads records. files: its tokenizer and the
     like, by name, as they came. merge: puts adapters into the weights, when there are any; vlm is the plain model then.
     """
 
@@ -50,13 +54,11 @@ class Loaded:
 def open_model(path: Path, max_tiles: int | None = None) -> Loaded:
     """The model in directory `path`. EyespotError for a broken one; UnsupportedModel for other layouts and models, and
     for what `eyespot compile` could not build."""
-    import transformers
-
     checkpoint = open_checkpoint(path)
     named = checkpoint.config.get("architectures")
-    if named != [ARCHITECTURE]:
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
         raise UnsupportedModel(
-            f"{path}: not a model that is trained here", found=named, expected=ARCHITECTURE,
+            f"{path}: not a model that is trained here", found=named, expected=" or ".join(ARCHITECTURES),
             cause="training takes transformers' own layout, '-hf' on the hub",
         )  # fmt: skip
     processor = checkpoint.files.get("preprocessor_config.json")
@@ -70,7 +72,7 @@ def open_model(path: Path, max_tiles: int | None = None) -> Loaded:
     encoder = open_encoder(path, max_tiles)
     with quiet():
         try:
-            vlm, info = transformers.InternVLForConditionalGeneration.from_pretrained(
+            vlm, info = _class(named[0]).from_pretrained(
                 path, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -80,6 +82,22 @@ def open_model(path: Path, max_tiles: int | None = None) -> Loaded:
     vlm.config.use_cache = False
     longest = built.program.info.max_position
     return Loaded(vlm, View(encoder, eye, max_length=longest), checkpoint.files, longest)
+
+
+def _class(name: str) -> Any:
+    """transformers' InternVL, or our BlueLM-V."""
+    import transformers
+
+    if name == ARCHITECTURES[0]:
+        return transformers.InternVLForConditionalGeneration
+    from eyespot.train.bluelm_v import BlueLMVForConditionalGeneration
+
+    return BlueLMVForConditionalGeneration
+
+
+def architecture(vlm: Any) -> str:
+    """Which of ARCHITECTURES a model is, sharded or not."""
+    return next(kind.__name__ for kind in type(vlm).__mro__ if kind.__name__ in ARCHITECTURES)
 
 
 @contextmanager
@@ -157,7 +175,7 @@ def groups(model: nn.Module, recipe: Recipe, vision_layers: int) -> list[dict[st
     found: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable(model):
         scale = recipe.vit_layer_decay_rate ** (vision_layers + 1 - _depth(name, vision_layers))
-        decays = parameter.dim() > 1 and not name.endswith(("cls_token", "position_embeddings"))
+        decays = parameter.dim() > 1 and not name.endswith(TABLES)
         found.setdefault((scale, decays), []).append(parameter)
     return [
         {"params": parameters, "scale": scale, "weight_decay": recipe.weight_decay if decays else 0.0}
@@ -169,8 +187,8 @@ def _depth(name: str, layers: int) -> int:
     """0 for the ViT's embeddings, n + 1 for its layer n, layers + 1 for all behind it."""
     if "vision_tower." not in name:
         return layers + 1
-    _, found, rest = name.partition("vision_tower.encoder.layer.")
-    return int(rest.partition(".")[0]) + 1 if found else 0
+    found = re.search(r"vision_tower\.encoder\.layers?\.(\d+)\.", name)
+    return int(found[1]) + 1 if found else 0
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

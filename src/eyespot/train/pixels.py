@@ -36,17 +36,24 @@ class Eye:
     def tiles(
         self, pictures: Sequence[Source], cuts: Sequence[Cut], rng: np.random.Generator | None = None
     ) -> npt.NDArray[np.uint8]:
-        """All tiles [t, size, size, 3] of all pictures, each picture's thumbnail last. rng: pictures are recompressed
-        as JPEG of a random quality first. cuts: grids of tiles that fill their canvas, of any size: a teacher's tiles
-        may be larger than its student's. EyespotError for a picture that cannot be read."""
+        """All tiles [t, size, size, 3] of all pictures. rng: pictures are recompressed first, as JPEG of a random
+        quality. cuts: of tiles of any size: a teacher's may be larger than its student's. EyespotError for a picture
+        that cannot be read."""
         seen = [np.empty((0, self.size, self.size, 3), np.uint8)]
         for source, cut in zip(pictures, cuts, strict=True):
             image = images.load(source).image
             if rng is not None:
                 image = _recompressed(image, int(rng.integers(QUALITY[0], QUALITY[1] + 1)))
-            canvas = cut.columns * self.size, cut.rows * self.size
-            seen.append(images.tiles(image, replace(cut, tile=(self.size, self.size), resized=canvas), self.resample))
+            seen.append(images.tiles(image, self._scaled(cut), self.resample))
         return np.concatenate(seen)
+
+    def _scaled(self, cut: Cut) -> Cut:
+        """The same grid of tiles of this eye's size."""
+        if cut.tile == (self.size, self.size):
+            return cut
+        scale = self.size / cut.tile[0]
+        resized, at = ((round(x * scale), round(y * scale)) for x, y in (cut.resized, cut.at))
+        return replace(cut, tile=(self.size, self.size), resized=resized, at=at)
 
     def normalized(self, tiles: Any) -> Any:
         """Tiles [t, s, s, 3] of bytes, a tensor on any device, as float32 [t, 3, s, s]."""

@@ -103,6 +103,22 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ComposeConfig:
+    """A BlueLM-V of two models: a SigLIP and a language model, each a directory, with a new projector between them.
+
+    vision_feature_layer: the hidden state that is taken, as transformers counts them; downsample: patches a side that
+    become one token; alpha, image_grids: as `resolution.BlueLMV` has them, its own grids where none are named.
+    """
+
+    vision_model_name_or_path: Path
+    text_model_name_or_path: Path
+    vision_feature_layer: Annotated[int, Span(-limits.LAYERS, limits.LAYERS)] = -1
+    downsample: Annotated[int, Span(1, 8)] = 2
+    alpha: Share = 0.1
+    image_grids: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One stage. Where a key is None or 0 the stage or the model decides. docs/training.md explains every key."""
 
@@ -111,6 +127,7 @@ class Recipe:
 
     model_name_or_path: Path | None = None
     model: ModelConfig | None = None
+    compose: ComposeConfig | None = None
     vision_select_layer: Annotated[int, Span(-limits.LAYERS, limits.LAYERS)] | None = None
     freeze_backbone: bool | None = None
     freeze_mlp: bool | None = None
@@ -355,17 +372,18 @@ def _word(value: Any) -> str:
 def _check(r: Recipe, faults: Faults) -> None:
     """What keys demand of each other."""
     if r.stage == "create":
-        if r.model is None:
-            faults.add("model is missing: it is what stage create makes")
-        elif r.model.tokenizer_name_or_path is None and not r.data:
+        if (r.model is None) == (r.compose is None):
+            faults.add("expected either model or compose: one of them is what stage create makes")
+        elif r.model is not None and r.model.tokenizer_name_or_path is None and not r.data:
             faults.add("data is missing: the tokenizer learns from its texts")
         if r.model_name_or_path is not None:
             faults.add("model_name_or_path: stage create makes a model and takes none")
     else:
         if r.model_name_or_path is None:
             faults.add("model_name_or_path is missing")
-        if r.model is not None:
-            faults.add("model: only stage create makes one")
+        for key in ("model", "compose"):
+            if getattr(r, key) is not None:
+                faults.add(f"{key}: only stage create makes one")
         if not r.data:
             faults.add("data is missing")
     for key, sources in (("data", r.data), ("general_data", r.general_data)):

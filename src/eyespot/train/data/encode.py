@@ -1,12 +1,13 @@
 """A record as the model is trained on it: token ids, the labels among them, and how each picture is cut into tiles.
 
-Knows the conversation templates of families/internvl.py that need no begin token; makes no pixels.
+Knows the conversation templates of families/internvl.py that need no begin token, and the rules of two families;
+makes no pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,46 @@ from eyespot import families, images
 from eyespot.checkpoint import open_checkpoint
 from eyespot.errors import EyespotError, UnsupportedModel
 from eyespot.families.internvl import CONTEXT_TOKEN, CONVERSATIONS, Conversation
-from eyespot.resolution import Cut, InternVL
+from eyespot.resolution import RULES, BlueLMV, Cut, InternVL
 from eyespot.tensorfile import parse_json, read_bytes
 from eyespot.train.data.record import IMAGE, BadRecord, Record
 
 IGNORE = -100  # label of a token that is not learned, as torch's cross entropy has it
-BEFORE, AFTER = "<img>", "</img>"
 ROLE = "{{ message['role'] }}"  # in a Conversation's `turn`
 PLAIN = Conversation("", end="<|im_end|>\n")  # transformers' own template: no system prompt of its own
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRule:
-    """InternVL's tiling. size: pixels a side of a tile."""
+    """How pictures are cut, and what stands for one in the text: `token`, as often as it has rows, in its frame."""
 
-    size: int = 448
-    tokens_per_tile: int = 256
-    min_tiles: int = 1
-    max_tiles: int = 12
-    thumbnail: bool = True
+    resolution: InternVL | BlueLMV
+    before: str = "<img>"
+    token: str = CONTEXT_TOKEN
+    after: str = "</img>"
+
+    @property
+    def max_tiles(self) -> int:
+        """Tiles of a picture, a thumbnail not counted."""
+        rule = self.resolution
+        return rule.max_tiles if isinstance(rule, InternVL) else max(columns * rows for columns, rows in rule.grids)
+
+    def at_most(self, tiles: int) -> ImageRule:
+        """The same rule for so many tiles, a thumbnail not counted."""
+        rule = self.resolution
+        if isinstance(rule, InternVL):
+            return replace(self, resolution=replace(rule, min_tiles=min(rule.min_tiles, tiles), max_tiles=tiles))
+        return replace(self, resolution=rule.capped(tiles))
 
     def cut(self, record: Record) -> tuple[Cut, ...]:
         """How each picture is cut: all of them share max_tiles, as in InternVL's training. Reads pictures' headers."""
         most = record.max_dynamic_patch or self.max_tiles
-        each = max(1, most // max(1, len(record.images)))
+        each = self.at_most(max(1, most // max(1, len(record.images)))).resolution
         sizes = record.sizes or [images.size(picture) for picture in record.images]
-        least = min(self.min_tiles, each)
-        rule = InternVL(self.size, self.tokens_per_tile, least, each, self.thumbnail)
-        return tuple(rule.cut(*size) for size in sizes)
+        return tuple(each.cut(*size) for size in sizes)
+
+
+INTERNVL = ImageRule(InternVL(448, 256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +80,13 @@ class Encoder:
             raise UnsupportedModel("conversation templates with a begin token are not trained here")
         self.tokenizer, self.rule, self.conversation = tokenizer, rule, conversation
         self.end = conversation.end.rstrip("\n")  # learned with the answer; the line break after it is not
-        marks = (BEFORE, CONTEXT_TOKEN, AFTER, self.end)
+        self.picture = rule.before + rule.token + rule.after
+        marks = tuple(mark for mark in (rule.before, rule.token, rule.after, self.end) if mark)
         if missing := [mark for mark in marks if tokenizer.token_to_id(mark) is None]:
             raise EyespotError("the tokenizer lacks tokens", found=", ".join(missing), expected=" ".join(marks))
-        self.context = tokenizer.token_to_id(CONTEXT_TOKEN)
-        self.control = (CONTEXT_TOKEN, self.end, conversation.system_turn.partition("system")[0])
+        self.context = tokenizer.token_to_id(rule.token)
+        control = (rule.token, self.end, conversation.system_turn.partition("system")[0])
+        self.control = tuple(mark for mark in control if mark != IMAGE)  # a record's own word for a picture
 
     def encode(self, record: Record) -> Encoded:
         """The record in tokens. Its clips must be frames by now. BadRecord when its text holds control tokens."""
@@ -81,13 +96,13 @@ class Encoder:
         if held := [mark for mark in self.control if mark in written]:
             raise BadRecord(record.place, [f"the text holds the control token {mark}" for mark in held])
         tiles = self.rule.cut(record)
-        widths = [cut.tiles * self.rule.tokens_per_tile for cut in tiles]
+        widths = [cut.tiles * self.rule.resolution.tokens_per_tile for cut in tiles]
         left = iter(widths)
         ids: list[int] = []
         labels: list[int] = []
 
         def add(text: str, learned: bool) -> None:
-            pictures = text.replace(IMAGE, BEFORE + CONTEXT_TOKEN + AFTER)
+            pictures = text.replace(IMAGE, self.picture)
             for i in self.tokenizer.encode(pictures, add_special_tokens=False).ids:
                 run = next(left) if i == self.context else 1
                 ids.extend([i] * run)
@@ -123,19 +138,24 @@ def open_encoder(path: Path, max_tiles: int | None = None) -> Encoder:
         built = families.build(config, shapes, image_processor=raw if isinstance(raw, dict) else {})
         rule, conversation = _rule(built.image), _conversation(config)
     else:
-        data, rule, conversation = read_bytes(path), ImageRule(), PLAIN
+        data, rule, conversation = read_bytes(path), INTERNVL, PLAIN
     try:
         tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exception
         raise EyespotError(f"{path}: not a tokenizer", found=error) from None
-    return Encoder(tokenizer, rule if max_tiles is None else replace(rule, max_tiles=max_tiles), conversation)
+    return Encoder(tokenizer, rule if max_tiles is None else rule.at_most(max_tiles), conversation)
 
 
 def _rule(image: Mapping[str, Any] | None) -> ImageRule:
     if image is None:
-        return ImageRule()
-    names = ("size", "tokens_per_tile", "min_tiles", "max_tiles", "thumbnail")
-    return ImageRule(**{name: image[name] for name in names})
+        return INTERNVL
+    kind = RULES[image["rule"]]
+    if kind not in (InternVL, BlueLMV):
+        raise UnsupportedModel("pictures of this model are not trained here", found=kind.name)
+    numbers = {f.name: image[f.name] for f in fields(kind)}
+    if "grids" in numbers:
+        numbers["grids"] = tuple(map(tuple, numbers["grids"]))
+    return ImageRule(kind(**numbers), image["before"], image["token"], image["after"])
 
 
 def _conversation(config: Mapping[str, Any]) -> Conversation:
