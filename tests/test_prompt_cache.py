@@ -80,6 +80,12 @@ def test_a_file_that_does_not_fit(tmp_path: Path) -> None:
                 model.load_prompt(tmp_path / "d")
             except EyespotError:
                 continue
+        for at in rng.integers(900, len(data), 20):  # what it holds
+            damaged = bytearray(data)
+            damaged[at] ^= 1 << int(rng.integers(8))
+            (tmp_path / "d").write_bytes(damaged)
+            with pytest.raises(EyespotError, match="damaged"):
+                model.load_prompt(tmp_path / "d")
         model.cache.forget()
         assert model.generate("hello", max_tokens=3).tokens == before.tokens
     assert not list(tmp_path.glob(".p.cache*"))

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from eyespot.errors import EyespotError, UnsupportedModel
+from eyespot.tensorfile import TensorFile
 from eyespot.train import checkpointing, stages
 from eyespot.train.journal import entries
 from eyespot.train.loop import Told
@@ -84,6 +85,51 @@ def test_kill_9_at_any_moment(tiny: Path, tmp_path: Path) -> None:
     assert same(finished(whole) / "model.safetensors", again / "model.safetensors")
     assert losses(whole) == losses(recipe)
     assert not list(recipe.output_dir.glob(".*"))
+
+
+@pytest.mark.parametrize("moment", ["rename", "rmtree"])
+def test_killed_between_saving_and_pruning(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The new checkpoint is whole, the oldest still there, or half gone: the next run goes on from the new one."""
+    keys = {"data": [SCENES], "max_steps": 4, "save_steps": 1, "save_total_limit": 1}
+    recipe = tune(tmp_path / "run", tiny, tmp_path, **keys)
+    real = getattr(checkpointing.os if moment == "rename" else checkpointing.shutil, moment)
+
+    def killed(path: Any, *rest: Any, **more: Any) -> Any:
+        if Path(path).name in ("checkpoint-2", ".checkpoint-2.old"):
+            raise Killed
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(checkpointing.os if moment == "rename" else checkpointing.shutil, moment, killed)
+    with pytest.raises(Killed):
+        stages.run(recipe)
+    monkeypatch.undo()
+    assert checkpointing.checkpoints(recipe.output_dir)[-1].name == "checkpoint-3"
+    whole = tune(tmp_path / "whole", tiny, tmp_path, **keys)
+    assert same(finished(whole) / "model.safetensors", finished(recipe) / "model.safetensors")
+    assert [path.name for path in checkpointing.checkpoints(recipe.output_dir)] == ["checkpoint-4"]
+    assert not list(recipe.output_dir.glob(".*"))
+
+
+def test_what_is_done_is_left_alone(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Neither trained nor written again; but a model of fewer steps, or of another type, is."""
+    keys = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
+
+    def written(**more: Any) -> tuple[int, str]:
+        file = finished(tune(tmp_path / "run", tiny, rows, **keys | more)) / "model.safetensors"
+        return file.stat().st_ino, TensorFile(file).metadata["step"]
+
+    first = written(max_steps=2)
+    assert written(max_steps=2) == first
+    other = written(max_steps=2, torch_dtype="bfloat16")
+    assert other[0] != first[0]
+    model = tmp_path / "run" / "model"
+    shutil.move(model, tmp_path / "aside")
+    assert written(max_steps=3)[1] == "3"
+    shutil.rmtree(model)
+    shutil.move(tmp_path / "aside", model)  # as if killed before the third step's was written
+    assert written(max_steps=3, torch_dtype="bfloat16")[1] == "3"
 
 
 def test_a_changed_recipe_does_not_go_on(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -203,3 +203,35 @@ def test_damage_in_the_middle_is_an_error_or_a_frame(tmp_path: Path) -> None:
             told.append(str(error))
     assert told  # most are broken
     assert not any("\n" in line for line in told)
+
+
+def test_a_film_of_few_keyframes_is_not_decoded_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for lies behind all the rest: the bound is on what must be decoded, not on what is kept."""
+    with av.open(str(tmp_path / "long.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.gop_size = 600
+        for i in range(100):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), i, np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    clip = open_clip(tmp_path / "long.mp4")
+    assert len(clip.times) == 100
+    monkeypatch.setattr(limits, "FILM_PIXELS", 50 * 64 * 48)
+    assert len(list(clip.read([3, 40]))) == 2
+    with pytest.raises(EyespotError, match="too much to decode"):
+        list(clip.read([3, 99]))
+
+
+def test_frames_of_a_large_film_are_kept_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4K, eight frames: no more pixels than a clip may have, whatever its size, in a run and in a training."""
+    from eyespot.train.data.record import Video
+    from eyespot.train.data.video import frames
+
+    path = film(tmp_path / "4k.mp4", [0, 40, 80, 120, 160, 200, 240, 280], (3840, 2160))
+    monkeypatch.setattr(limits, "CLIP_PIXELS", 8 * 1_000_000)
+    kept = frames(Video(path), 8)
+    assert len(kept) == 8
+    for frame in kept:
+        assert isinstance(frame, Image.Image)
+        assert 900_000 < frame.width * frame.height <= 1_000_000
+        assert frame.width / frame.height == pytest.approx(16 / 9, rel=0.01)

@@ -100,7 +100,7 @@ class Model:
     def __init__(self, bundle: Bundle, engine: EngineLike, processor: Processor) -> None:
         self.bundle, self.engine, self.processor = bundle, engine, processor
         self.cache = Cache(engine, processor.seen)
-        self.cache.release_eyes = _available() < engine.info.get("weight_bytes", 0)
+        self.cache.short = lambda: _available() < engine.info.get("weight_bytes", 0)
         self._lock = threading.Lock()
         self._stream: Callable[[], Stream | None] = lambda: (
             None

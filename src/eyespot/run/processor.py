@@ -228,7 +228,8 @@ class Processor:
         if self._axes:
             return [self._footage(clip, numbers, fps or 2.0, given.get("max_frames"))]
         if fps is None:
-            numbers = [numbers[i] for i in dict.fromkeys(video.segments(len(numbers), min(most, len(numbers))))]
+            if len(numbers) > most:  # the rule would show some frames of a shorter one twice, and others not at all
+                numbers = [numbers[i] for i in video.segments(len(numbers), most)]
         else:
             numbers = video.at_rate(clip.times, numbers, fps, clip.ends(numbers) if end is None else end)
             numbers = [numbers[i] for i in video.evenly(len(numbers), most)]

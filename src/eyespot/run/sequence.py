@@ -77,12 +77,13 @@ class Prefill:
 
 
 class Sequence:
-    """seen: from a picture and its cut to what the engine encodes, call by call. release_eyes: their weights leave the
-    memory once a prompt's pictures are encoded. overlap: pixels are prepared while others are encoded."""
+    """seen: from a picture and its cut to what the engine encodes, call by call. short: whether memory is, so that
+    the eyes' weights leave it once a prompt's pictures are encoded. overlap: pixels are prepared meanwhile."""
 
     def __init__(self, engine: EngineLike, seen: Callable[[Picture, Cut], Iterator[Seen]]) -> None:
         self.engine, self.features, self.timeline = engine, Features(), Timeline()
-        self._seen, self.release_eyes, self.overlap = seen, False, True
+        self._seen, self.overlap = seen, True
+        self.short: Callable[[], bool] = lambda: False
         self.keys: list[int] = []  # one for each token in the engine's cache
 
     @property
@@ -106,7 +107,7 @@ class Sequence:
                 encoded.add(placed.start)
             rows.append(features[max(0, cost.reused - placed.start) :])
         cost.images = tuple(_use(p, p.start in encoded) for p in prompt.pictures)
-        if encoded and self.release_eyes:
+        if encoded and self.short():
             self.engine.release_eyes()
         check()
         started = time.perf_counter()
@@ -128,7 +129,7 @@ class Sequence:
         """Encodes a picture before anybody asks about it."""
         if self.features.get(picture, cut) is None:
             self._encode(picture, cut, Prefill())
-            if self.release_eyes:
+            if self.short():
                 self.engine.release_eyes()
 
     def forget(self) -> None:

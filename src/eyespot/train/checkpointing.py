@@ -132,7 +132,12 @@ def save(
 def checkpoints(out: Path) -> list[Path]:
     """Those in `out`, oldest first."""
     found = [p for p in out.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    return sorted(found, key=step)
+
+
+def step(checkpoint: Path) -> int:
+    """How many steps a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def clean(out: Path) -> None:

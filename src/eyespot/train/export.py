@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 
+from eyespot.tensorfile import TensorFile, read_json
 from eyespot.train.checkpointing import atomic_directory, write_tensors
 from eyespot.train.model import architecture
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def export(vlm: Any, files: Mapping[str, bytes], out: Path, dtype: str) -> None:
+def export(vlm: Any, files: Mapping[str, bytes], out: Path, dtype: str, step: int = 0) -> None:
     """Writes `vlm`, a model without adapters, and `files` to directory `out`.
 
-    dtype: of the weights, bfloat16 or float32. A tied head is not stored. EyespotError when the disk is full.
+    dtype: of the weights, bfloat16 or float32. step: of the training, for `exported`. A tied head is not stored.
+    EyespotError when the disk is full.
     """
     config = json.loads(vlm.config.to_json_string(use_diff=False))
     for inner in (config, config["text_config"], config["vision_config"]):
@@ -35,7 +37,16 @@ def export(vlm: Any, files: Mapping[str, bytes], out: Path, dtype: str) -> None:
     if tied:
         del tensors["lm_head.weight"]
     with atomic_directory(out) as part:
-        write_tensors(part / "model.safetensors", tensors, {"format": "pt"})
+        write_tensors(part / "model.safetensors", tensors, {"format": "pt", "step": str(step)})
         for name, data in files.items():
             (part / name).write_bytes(data)
         (part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def exported(out: Path, dtype: str, step: int) -> bool:
+    """Whether `out` is what export() would write of this step of the same training."""
+    weights = out / "model.safetensors"
+    if not weights.is_file():
+        return False
+    said = TensorFile(weights).metadata.get("step"), read_json(out / "config.json").get("torch_dtype")
+    return said == (str(step), dtype)

@@ -18,7 +18,7 @@ from eyespot.tensorfile import read_json
 from eyespot.train import checkpointing
 from eyespot.train.create import create
 from eyespot.train.distill import Features, Logits, open_tower, pair_layers
-from eyespot.train.export import export
+from eyespot.train.export import export, exported
 from eyespot.train.journal import plot
 from eyespot.train.label import LabelledAnswers, Labels
 from eyespot.train.loop import Ended, Watch, accelerator, fit
@@ -78,7 +78,8 @@ def run(recipe: Recipe, watch: Watch = lambda told: None) -> Result | None:
         if not acc.is_main_process:
             return None
         del objective, loaded
-        export_checkpoint(recipe, ended.checkpoint, model)
+        if not exported(model, recipe.torch_dtype, ended.steps):  # what is done is left alone
+            export_checkpoint(recipe, ended.checkpoint, model)
         return Result(model, ended, plot=plot(out))
     finally:
         acc.end_training()
@@ -124,7 +125,7 @@ def export_checkpoint(recipe: Recipe, checkpoint: Path, out: Path) -> None:
     loaded, objective = build(recipe)
     checkpointing.load_weights(checkpoint, objective)
     loaded.merge()
-    export(objective.vlm, loaded.files, out, recipe.torch_dtype)
+    export(objective.vlm, loaded.files, out, recipe.torch_dtype, checkpointing.step(checkpoint))
 
 
 def newest(recipe: Recipe) -> Path:

@@ -42,7 +42,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A directory of frames, or an animated GIF or WebP. clip: the part that is meant, in seconds; None: all."""
+    """A directory of frames, an animation, or a film. clip: the part that is meant, in seconds; None: all."""
 
     path: Path
     clip: tuple[float, float] | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from eyespot.errors import EyespotError, MissingPackage
 from eyespot.train.data.record import VIDEO, BadRecord, Record, Turn, Video
-from eyespot.video import evenly, open_clip
+from eyespot.video import evenly, open_clip, shrunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,4 +67,6 @@ def frames(video: Video, most: int = FRAMES) -> list[Path | Image]:
         raise EyespotError(f"{video.path}: a directory of frames has no seconds", found=f"clip {list(video.clip)}")
     clip = open_clip(video.path)
     numbers = clip.within(*(video.clip or (None, None)))
-    return list(clip.read([numbers[i] for i in evenly(len(numbers), most)]))
+    chosen = [numbers[i] for i in evenly(len(numbers), most)]
+    found = clip.read(chosen)
+    return [frame if isinstance(frame, Path) else shrunk(frame, len(chosen)) for frame in found]
