@@ -141,6 +141,19 @@ def test_lessons_and_domains_come_when_they_are_called() -> None:
         assert all(faults(scene.record()) == [] for scene in scenes)
 
 
+def test_places_are_the_tenths_where_middles_lie() -> None:
+    for view, lesson in asked(4, objects.draw, objects.places, 160, "places"):
+        counts = view.counts
+        items = {item.thing.name: item for item in view.items if counts[item.thing.name] == 1}
+        said = [part.rsplit(" ", 2) for part in lesson.answer.split(", ")]
+        assert sorted(name for name, _, _ in said) == sorted(items)
+        assert lesson.text == f"Place {', '.join(name for name, _, _ in said)}."
+        for name, across, down in said:
+            x1, y1, x2, y2 = items[name].box
+            assert abs((x1 + x2) / 2 / view.image.width - (int(across) + 0.5) / 10) < 0.08
+            assert abs((y1 + y2) / 2 / view.image.height - (int(down) + 0.5) / 10) < 0.08
+
+
 def test_a_grid_names_what_covers_the_middle_of_each_cell() -> None:
     for view, lesson in asked(4, objects.draw, objects.grid, 160, "grid"):
         covered = []

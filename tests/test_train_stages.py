@@ -26,7 +26,7 @@ from eyespot.train.data.encode import IGNORE
 from eyespot.train.data.record import Mark, Record
 from eyespot.train.distill import Logits, matched, pair_layers
 from eyespot.train.export import export
-from eyespot.train.label import Marker
+from eyespot.train.label import UNKNOWN, Heads, Marker
 from eyespot.train.model import groups, open_model
 from eyespot.train.objective import Batch, collate, logits, look
 from eyespot.train.pixels import Eye
@@ -312,6 +312,25 @@ def test_eyes_learn_what_each_patch_shows(tiny: Path, rows: Path, tmp_path: Path
         stages.run(tune(tmp_path / "rows", tiny, rows, stage="label"))
     with pytest.raises(EyespotError, match="stage label teaches the eyes alone"):
         stages.run(tune(tmp_path / "llm", tiny, rows, stage="label", data=scenes, freeze_llm=False))
+
+
+def test_heads_tell_where_a_patch_stands() -> None:
+    """Where nothing is known of what patches show, what is left to learn is each one's row and column."""
+    torch.manual_seed(0)
+    heads = Heads(24, 3, 2, 4)
+    states = torch.randn(2, 1 + 16, 24)
+    states[1] = states[0]  # the same places in both tiles
+    nothing = torch.full((2, 4, 4, 3), UNKNOWN, dtype=torch.int16)
+    optimizer = torch.optim.Adam(heads.parameters(), 0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        heads(states, nothing).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert heads(states, nothing) < 0.1
+        rows, columns = (head(torch.nn.functional.layer_norm(states[0, 1:], (24,))).argmax(-1) for head in heads.places)
+    assert rows.tolist() == [i // 4 for i in range(16)]
+    assert columns.tolist() == [i % 4 for i in range(16)]
 
 
 def test_attention_either_way(tiny: Path, rows: Path, tmp_path: Path) -> None:

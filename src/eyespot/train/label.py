@@ -28,6 +28,7 @@ from eyespot.train.streams import View
 NOTHING = 0  # the class of background; UNKNOWN: not learned
 UNKNOWN = -1
 BACKGROUND = 0.2  # weight of a patch of background: most are, and they are soon learned
+PLACE = 0.1  # weight of a patch's row, and of its column
 COLOUR = 0.5  # weight of the colour beside that of each of the two things a patch shows
 POINTS = (0.25, 0.75)  # of a patch's width, at the middle of its height: letters are narrower than patches
 
@@ -81,11 +82,13 @@ class Marker:
 
 
 class Heads(nn.Module):
-    """Reads off the eyes' last layer what each patch shows."""
+    """Reads off the eyes' last layer what each patch shows, and in which row and column it stands: eyes that are told
+    names alone forget places, and a language model cannot say where a thing is that it sees."""
 
-    def __init__(self, width: int, what: int, colours: int) -> None:
+    def __init__(self, width: int, what: int, colours: int, side: int) -> None:
         super().__init__()
         self.names = nn.ModuleList(nn.Linear(width, 1 + count) for count in (what, what, colours))
+        self.places = nn.ModuleList(nn.Linear(width, side) for _ in range(2))
 
     def forward(self, states: Tensor, patches: Tensor) -> Tensor:
         """The sum of the weighted cross entropies. states [t, n, width], the patches' last;
@@ -98,6 +101,12 @@ class Heads(nn.Module):
             wanted = labels[..., number].flatten()
             losses = F.cross_entropy(head(rows).flatten(0, 1).float(), wanted, ignore_index=UNKNOWN, reduction="none")
             total = total + (losses * weights[..., number].flatten()).sum()
+        tiles, side = patches.shape[:2]
+        row = torch.arange(side, device=rows.device).repeat_interleave(side)
+        for head, wanted in zip(self.places, (row, row.view(side, side).t().flatten()), strict=True):
+            total = total + PLACE * F.cross_entropy(
+                head(rows).flatten(0, 1).float(), wanted.repeat(tiles), reduction="sum"
+            )
         return total
 
 
@@ -108,7 +117,7 @@ def _eyes(loaded: Loaded, strict: bool) -> tuple[View, Heads]:
     size, patch = (x if isinstance(x, int) else x[0] for x in (config.image_size, config.patch_size))
     side = size // patch
     view = replace(loaded.view, label=Marker(side, what, colours, strict))
-    return view, Heads(config.hidden_size, len(what), len(colours))
+    return view, Heads(config.hidden_size, len(what), len(colours), side)
 
 
 class Labels(Objective):

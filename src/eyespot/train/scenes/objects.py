@@ -59,6 +59,7 @@ Maker = Callable[[Random, View], Question | None]
 HOW_MANY = {
     "name": (1, 1),
     "grid": (1, 6),
+    "places": (1, 5),
     "describe": (1, 3),
     "count": (1, 6),
     "colour": (1, 4),
@@ -127,6 +128,18 @@ def grid(rng: Random, view: View) -> Question | None:
         over = [t.thing.noun for t in view.items if t.box[0] <= x < t.box[2] and t.box[1] <= y < t.box[3]]
         cells.append(over[0] if over else ".")
     return ask(rng, "grid", "grid", " ".join(cells))
+
+
+def places(rng: Random, view: View) -> Question | None:
+    """A lesson: of each thing that is there once the tenths of the picture, across and down, where its middle lies.
+    A model learns to look for what a word names: two answers a thing that chance hardly gives, where a question about
+    left and right gives one that chance gives half the time."""
+    alone = [item for item in view.items if view.counts[item.thing.name] == 1]
+    if not alone:
+        return None
+    rng.shuffle(alone)
+    said = (f"{item.thing.name} {min(int(item.x * 10), 9)} {min(int(item.y * 10), 9)}" for item in alone)
+    return ask(rng, "places", "places", ", ".join(said), p=", ".join(item.thing.name for item in alone))
 
 
 def count(rng: Random, view: View) -> Question | None:
@@ -201,6 +214,7 @@ MAKERS: dict[str, Maker] = {
     "describe": describe,
     "name": name,
     "grid": grid,
+    "places": places,
     "count": count,
     "colour": colour,
     "position": position,
