@@ -101,6 +101,8 @@ def test_a_clip_is_frames_with_their_times(bundle: Path, tmp_path: Path, capsys:
     assert all(frame["tiles"] == 1 for frame in seen)
     part = answer(bundle, capsys, "--video", tmp_path, "--fps", 0.5, "--video-start", 4, "--video-end", 11)["images"]
     assert [frame["time"] for frame in part] == [4, 6, 8, 10]
+    whole = answer(bundle, capsys, "--video", tmp_path, "--video-end", 4, "--max-frames", 4)["images"]
+    assert [frame["time"] for frame in whole] == [0, 1, 2, 3]  # all there are
     few = answer(bundle, capsys, "--video", tmp_path, "--fps", 1, "--max-frames", 2)["images"]
     assert [frame["time"] for frame in few] == [5, 15]
     (tmp_path / "08.png").write_bytes(b"broken")
@@ -197,15 +199,23 @@ def test_a_picture_is_encoded_before_it_is_asked_about(bundle: Path, picture: Pa
         assert model.generate("What?", images=[picture], max_tokens=1).images[0].encoded  # cut another way
 
 
-def test_released_eyes_see_again(bundle: Path, picture: Path) -> None:
+def test_released_eyes_see_again(bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(bundle, threads=1) as model:
         first = model.generate("What?", images=[picture], max_tokens=4)
         model.cache.forget()
         model.cache.features._kept.clear()
-        model.cache.short = lambda: True
+        gone: list[bool] = []
+        release = model.engine.release_eyes
+        monkeypatch.setattr(model.engine, "release_eyes", lambda: (gone.append(True), release()))
+        model.generate("What else?", images=[noise(90, 60, 7)], max_tokens=1)
+        assert not gone  # there is room
+        monkeypatch.setattr("eyespot.run.model._available", lambda: 1000.0)
         again = model.generate("What?", images=[picture], max_tokens=4)
         assert again.images[0].encoded
         assert again.tokens == first.tokens
+        assert gone == [True]
+        model.look([noise(90, 60, 8)])
+        assert gone == [True, True]
 
 
 def test_spoken_words_come_after_the_text(

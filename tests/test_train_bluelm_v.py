@@ -24,8 +24,6 @@ from training import finished, losses, made, same, tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROWS, COLUMNS = 5, 5  # patches of the tiny SigLIP
-
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -135,7 +133,11 @@ def test_it_learns_and_answers(composed: Path, rows: Path, tmp_path: Path) -> No
 
 
 def test_layers_behind_the_one_that_is_taken_are_left_out(parts: dict[str, str], tmp_path: Path) -> None:
+    import transformers
+
     model = finished(made(tmp_path / "run", stage="create", compose={**parts, "vision_feature_layer": -2}))
+    again = finished(made(tmp_path / "again", stage="create", compose={**parts, "vision_feature_layer": -2}))
+    assert same(model / "model.safetensors", again / "model.safetensors")  # of one seed
     config = json.loads((model / "config.json").read_text())
     assert config["vision_config"]["num_hidden_layers"] == 2
     assert not any("layers.2." in name for name in open_checkpoint(model).tensors if "vision_tower" in name)
@@ -143,7 +145,10 @@ def test_layers_behind_the_one_that_is_taken_are_left_out(parts: dict[str, str],
     assert images.size(record.images[0]) == (75, 75)
     with torch.no_grad():
         shown = loaded.view.eye.normalized(torch.from_numpy(loaded.view.eye.tiles(record.images, seen.tiles)))
-        assert loaded.vlm.model.get_image_features(shown).last_hidden_state.shape == (1, ROWS * COLUMNS, 36)
+        seen_states = loaded.vlm.model.get_image_features(shown).last_hidden_state
+        eyes = transformers.SiglipVisionModel.from_pretrained(parts["vision_model_name_or_path"]).eval()
+        theirs = eyes(pixel_values=shown, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(seen_states, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -153,14 +158,70 @@ def test_layers_behind_the_one_that_is_taken_are_left_out(parts: dict[str, str],
         ({"vision_model_name_or_path": "QWEN"}, "cannot be loaded|tensors are missing"),
         ({"text_model_name_or_path": "SIGLIP"}, "cannot be loaded|no tokenizer"),
         ({"text_model_name_or_path": "/nowhere"}, "/nowhere"),
+        ({"vision_model_name_or_path": "/nowhere"}, "/nowhere"),
+        ({"image_grids": [[0, 1]]}, r"image_grids: \[0, 1\]"),
+        ({"image_grids": [[50, 50]]}, r"image_grids: \[50, 50\]"),
     ],
 )
 def test_what_cannot_be_composed(parts: dict[str, str], tmp_path: Path, change: dict[str, Any], said: str) -> None:
     paths = {"QWEN": parts["text_model_name_or_path"], "SIGLIP": parts["vision_model_name_or_path"]}
-    change = {key: paths.get(value, value) for key, value in change.items()}
+    change = {key: paths.get(str(value), value) for key, value in change.items()}
     with pytest.raises(EyespotError, match=said):
         finished(made(tmp_path / "run", stage="create", compose={**parts, **change}))
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "change", "said"),
+    [
+        ("text", "tokenizer.json", b"{}", "not a tokenizer|tokenizer"),
+        ("text", "model.safetensors", 500, "model.safetensors"),
+        ("vision", "model.safetensors", 500, "model.safetensors"),
+        ("text", "config.json", {"hidden_size": "x"}, "cannot be loaded"),
+        ("text", "config.json", {"num_attention_heads": 0}, "cannot be loaded"),
+        ("vision", "config.json", {"patch_size": 0}, "cannot be loaded"),
+        ("vision", "config.json", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ("text", "config.json", {"architectures": ["Qwen3ForCausalLM"]}, "no family here builds"),
+    ],
+)
+def test_parts_that_are_damaged(
+    parts: dict[str, str], tmp_path: Path, part: str, file: str, change: Any, said: str
+) -> None:
+    """One line, and nothing is written that the next stage could not open."""
+    at = tmp_path / part
+    shutil.copytree(parts[f"{part}_model_name_or_path"], at)
+    if isinstance(change, dict):
+        config = json.loads((at / file).read_text())
+        (at / file).write_text(json.dumps(config | change))
+    else:
+        (at / file).write_bytes(change if isinstance(change, bytes) else (at / file).read_bytes()[:change])
+    with pytest.raises(EyespotError, match=said):
+        finished(made(tmp_path / "run", stage="create", compose={**parts, f"{part}_model_name_or_path": str(at)}))
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_no_code_of_a_checkpoint_is_run(parts: dict[str, str], tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    shutil.copytree(parts["text_model_name_or_path"], text)
+    config = json.loads((text / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "conf.Conf", "AutoModelForCausalLM": "conf.Model"}}
+    (text / "config.json").write_text(json.dumps(config))
+    (text / "conf.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(EyespotError, match="cannot be loaded"):
+        finished(made(tmp_path / "run", stage="create", compose={**parts, "text_model_name_or_path": str(text)}))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "keys", [{"stage": "label"}, {"use_backbone_lora": 2, "use_llm_lora": 2}, {"vision_select_layer": 2}]
+)
+def test_every_way_of_training(composed: Path, rows: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
+    data = [{"scenes": 4, "sides": [64], "tasks": {"name": 1}}]
+    model = finished(tune(tmp_path / "run", composed, rows, data=data, max_steps=2, **keys))
+    assert open_model(model).max_length > 0
+    assert not same(composed / "model.safetensors", model / "model.safetensors")
+    with pytest.raises(EyespotError, match="vision_select_layer"):
+        finished(tune(tmp_path / "embeddings", composed, rows, vision_select_layer=-4))
 
 
 def test_a_language_model_without_chatml(parts: dict[str, str], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from eyespot.tensorfile import TensorFile
 from eyespot.train import checkpointing, stages
 from eyespot.train.journal import entries
 from eyespot.train.loop import Told
+from eyespot.train.model import open_model
 from eyespot.train.recipe import Recipe
 from training import ENV, SCENES, finished, losses, same, tune, weights
 
@@ -130,6 +131,16 @@ def test_what_is_done_is_left_alone(tiny: Path, rows: Path, tmp_path: Path) -> N
     shutil.rmtree(model)
     shutil.move(tmp_path / "aside", model)  # as if killed before the third step's was written
     assert written(max_steps=3, torch_dtype="bfloat16")[1] == "3"
+    for hurt in ("model.safetensors", "config.json", "tokenizer.json"):
+        (model / hurt).write_bytes(b"[]") if hurt != "tokenizer.json" else (model / hurt).unlink()
+        assert written(max_steps=3)[1] == "3"
+        assert open_model(model).max_length == 1024
+    for old in checkpointing.checkpoints(model.parent):
+        shutil.rmtree(old)
+    before = weights(model / "model.safetensors")
+    written(max_steps=3, learning_rate=5e-2)  # trained anew: as many steps, another model
+    after = weights(model / "model.safetensors")
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_a_changed_recipe_does_not_go_on(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -16,9 +16,7 @@ ModelPath = Annotated[str, flag("-m", "--model", help="Directory of a bundle.")]
 Image = Annotated[list[str] | None, flag("--image", metavar="PATH", help="A picture; may be given again.")]
 Audio = Annotated[str | None, flag("--audio", metavar="FILE", help="A spoken instruction; comes after -p, if any.")]
 AudioModel = Annotated[str | None, flag("--audio-model", metavar="DIR", help="A speech model of sherpa-onnx.")]
-Video = Annotated[
-    str | None, flag("--video", metavar="PATH", help="A film, an animation, a directory; one tile a frame.")
-]
+Video = Annotated[str | None, flag("--video", metavar="PATH", help="A film, an animation, or a directory of frames.")]
 Fps = Annotated[float | None, flag("--fps", help="Frames a second to show of it.  [default: --max-frames, evenly]")]
 MaxFrames = Annotated[int | None, flag("--max-frames", least=1, help="Most frames to show of it.  [default: 8]")]
 VideoStart = Annotated[float | None, flag("--video-start", help="Seconds where the part to be shown begins.")]

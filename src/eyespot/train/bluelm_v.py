@@ -28,9 +28,11 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from eyespot.checkpoint import open_checkpoint
-from eyespot.errors import EyespotError
+from eyespot.errors import EyespotError, UnsupportedModel, one_line
 from eyespot.families.bluelm_v import CHAT_TEMPLATE, IMAGE_TOKEN, MEAN, STD
+from eyespot.families.language import LANGUAGE
 from eyespot.tensorfile import parse_json
+from eyespot.train.model import quiet
 from eyespot.train.recipe import ComposeConfig
 
 MODEL_TYPE = "bluelm_v"
@@ -171,15 +173,27 @@ def compose(parts: ComposeConfig, seed: int) -> tuple[BlueLMVForConditionalGener
     Layers of SigLIP behind the one that is taken are left out. EyespotError for a checkpoint that is none of that kind,
     and a language model without ChatML's tokens.
     """
+    torch.manual_seed(seed)
     eyes = _load(SiglipVisionModel, parts.vision_model_name_or_path)
     text = _load(AutoModelForCausalLM, parts.text_model_name_or_path)
+    named = text.config.architectures or [type(text).__name__]
+    if named[0] not in LANGUAGE:
+        raise UnsupportedModel(
+            f"{parts.text_model_name_or_path}: a language model that no family here builds", found=named[0],
+            expected=", ".join(LANGUAGE),
+        )  # fmt: skip
     layers = eyes.config.num_hidden_layers
     run = parts.vision_feature_layer if parts.vision_feature_layer >= 0 else layers + 1 + parts.vision_feature_layer
     if not 0 < run <= layers:
-        raise EyespotError("compose.vision_feature_layer", found=parts.vision_feature_layer, expected=f"of {layers}")
+        raise EyespotError(
+            "compose.vision_feature_layer",
+            found=parts.vision_feature_layer,
+            expected=f"a hidden state of {layers} layers, not the embeddings",
+        )
     files, token, vocabulary = _files(parts)
     if vocabulary > text.config.vocab_size:
-        text.resize_token_embeddings(vocabulary)
+        with quiet():
+            text.resize_token_embeddings(vocabulary)
     config = BlueLMVConfig(
         vision_config=eyes.config.to_dict() | {"num_hidden_layers": run, "vision_use_head": False},
         text_config=text.config.to_dict(),
@@ -189,7 +203,6 @@ def compose(parts: ComposeConfig, seed: int) -> tuple[BlueLMVForConditionalGener
         image_grids=[list(grid) for grid in parts.image_grids] or None,
         tie_word_embeddings=text.config.tie_word_embeddings,
     )
-    torch.manual_seed(seed)
     vlm = BlueLMVForConditionalGeneration(config)
     kept = vlm.model.vision_tower.state_dict()
     found = {name: value for name, value in eyes.state_dict().items() if name in kept}
@@ -201,15 +214,14 @@ def compose(parts: ComposeConfig, seed: int) -> tuple[BlueLMVForConditionalGener
 
 
 def _load(kind: Any, path: Path) -> Any:
-    from eyespot.train.model import quiet
-
+    open_checkpoint(path)  # what is damaged is told in our words
     with quiet():
         try:
             model, info = kind.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise EyespotError(f"{path}: cannot be loaded ({error})") from None
+        except Exception as error:  # configs of all kinds reach code of all kinds
+            raise EyespotError(f"{path}: cannot be loaded ({one_line(str(error), 200)})") from None
     if missing := sorted(info["missing_keys"]):
         raise EyespotError(
             f"{path}: {len(missing)} tensors are missing", found=", ".join(missing[:4]), cause=f"no {kind.__name__}"
@@ -223,7 +235,10 @@ def _files(parts: ComposeConfig) -> tuple[dict[str, bytes], int, int]:
     files = dict(open_checkpoint(path).files)
     if "tokenizer.json" not in files:
         raise EyespotError(f"{path}: the checkpoint has no tokenizer")
-    tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+    try:
+        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+    except Exception as error:  # the library raises bare Exception
+        raise EyespotError(f"{path}: not a tokenizer", found=error) from None
     if missing := [mark for mark in MARKS if tokenizer.token_to_id(mark) is None]:
         raise EyespotError(f"{path}: the tokenizer lacks tokens", found=", ".join(missing), expected=" ".join(MARKS))
     tokenizer.add_special_tokens([AddedToken(IMAGE_TOKEN, normalized=False)])

@@ -17,7 +17,7 @@ from eyespot.errors import EyespotError
 from eyespot.families.internvl import CONTEXT_TOKEN, HF_TEMPLATE, IMAGE_PROCESSOR, MEAN, STD
 from eyespot.tensorfile import read_bytes
 from eyespot.train.data.sets import Dataset, records
-from eyespot.train.export import export
+from eyespot.train.export import check, export
 from eyespot.train.recipe import ModelConfig, Recipe
 from eyespot.train.vocabulary import CHAT, PICTURES, english, spoken, train_tokenizer
 
@@ -36,6 +36,7 @@ def create(recipe: Recipe, data: Dataset | None, out: Path) -> dict[str, int]:
 
         assert recipe.compose is not None
         vlm, files = compose(recipe.compose, recipe.seed)
+        check(vlm, files)
         export(vlm, files, out, "float32")
         return {"parameters": sum(p.numel() for p in vlm.parameters()), "vocabulary": vlm.config.text_config.vocab_size}
     if model.tokenizer_name_or_path is None:

@@ -149,7 +149,9 @@ def open_tower(path: Path, size: int | None) -> tuple[nn.Module, Eye, int]:
         raise EyespotError(f"{path}: config.json is not an object")
     with quiet():
         try:
-            model: Any = transformers.AutoModel.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+            model: Any = transformers.AutoModel.from_pretrained(
+                path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise EyespotError(f"{path}: cannot be loaded ({error})") from None
     tower = next((getattr(model, name) for name in ("vision_tower", "vision_model") if hasattr(model, name)), model)

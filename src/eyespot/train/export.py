@@ -6,13 +6,15 @@ Knows the files of transformers' layout. The tokenizer's and the like are carrie
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eyespot.tensorfile import TensorFile, read_json
+from eyespot import families
+from eyespot.errors import EyespotError
+from eyespot.tensorfile import TensorFile, parse_json, read_json
 from eyespot.train.checkpointing import atomic_directory, write_tensors
 from eyespot.train.model import architecture
 
@@ -25,16 +27,9 @@ def export(vlm: Any, files: Mapping[str, bytes], out: Path, dtype: str, step: in
     dtype: of the weights, bfloat16 or float32. step: of the training, for `exported`. A tied head is not stored.
     EyespotError when the disk is full.
     """
-    config = json.loads(vlm.config.to_json_string(use_diff=False))
-    for inner in (config, config["text_config"], config["vision_config"]):
-        for key in ("dtype", "torch_dtype", "_name_or_path"):
-            inner.pop(key, None)
-    config |= {"architectures": [architecture(vlm)], "torch_dtype": dtype, "use_cache": True}
+    config = _config(vlm, dtype)
     tensors = {name: value.detach().to(DTYPES[dtype]).contiguous() for name, value in vlm.state_dict().items()}
-    # transformers leaves a head of its own untied, whatever the config says: what is told is what is there.
-    tied = vlm.lm_head.weight is vlm.get_input_embeddings().weight
-    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tied
-    if tied:
+    if config["tie_word_embeddings"]:
         del tensors["lm_head.weight"]
     with atomic_directory(out) as part:
         write_tensors(part / "model.safetensors", tensors, {"format": "pt", "step": str(step)})
@@ -43,10 +38,31 @@ def export(vlm: Any, files: Mapping[str, bytes], out: Path, dtype: str, step: in
         (part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def exported(out: Path, dtype: str, step: int) -> bool:
-    """Whether `out` is what export() would write of this step of the same training."""
-    weights = out / "model.safetensors"
-    if not weights.is_file():
+def _config(vlm: Any, dtype: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(vlm.config.to_json_string(use_diff=False))
+    for inner in (config, config["text_config"], config["vision_config"]):
+        for key in ("dtype", "torch_dtype", "_name_or_path"):
+            inner.pop(key, None)
+    config |= {"architectures": [architecture(vlm)], "torch_dtype": dtype, "use_cache": True}
+    # transformers leaves a head of its own untied, whatever the config says: what is told is what is there.
+    tied = vlm.lm_head.weight is vlm.get_input_embeddings().weight
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tied
+    return config
+
+
+def check(vlm: Any, files: Mapping[str, bytes]) -> None:
+    """EyespotError for a model that `eyespot compile` would not build: before it is written, or trained."""
+    raw = parse_json(files["preprocessor_config.json"], "preprocessor_config.json")
+    shapes = {name: tuple(value.shape) for name, value in vlm.state_dict().items()}
+    families.build(_config(vlm, "float32"), shapes, image_processor=raw if isinstance(raw, dict) else {})
+
+
+def exported(out: Path, files: Collection[str], dtype: str, step: int) -> bool:
+    """Whether `out` holds a whole model of this step, with `files` beside it. False for a damaged one."""
+    try:
+        said = TensorFile(out / "model.safetensors").metadata.get("step")
+        config = read_json(out / "config.json")
+    except EyespotError:
         return False
-    said = TensorFile(weights).metadata.get("step"), read_json(out / "config.json").get("torch_dtype")
-    return said == (str(step), dtype)
+    whole = isinstance(config, dict) and all((out / name).is_file() for name in files)
+    return whole and (said, config.get("torch_dtype")) == (str(step), dtype)

@@ -35,7 +35,8 @@ POINTS = (0.25, 0.75)  # of a patch's width, at the middle of its height: letter
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """Turns marks into classes. side: patches a tile has in a row. what, colours: word -> class, from 1.
+    """Turns marks into classes. side: patches a tile has in a row; seen: the share of its side that they cover, for
+    eyes whose patches leave a rest. what, colours: word -> class, from 1.
 
     strict: a record without marks is a bad one; else nothing is known of its patches.
     """
@@ -44,6 +45,7 @@ class Marker:
     what: Mapping[str, int]
     colours: Mapping[str, int]
     strict: bool = True
+    seen: float = 1.0
 
     def __call__(self, record: Record, cuts: Sequence[Cut]) -> npt.NDArray[np.int16]:
         """[t, side, side, 3]: the thing in the left and in the right half of each patch, and the colour in its left.
@@ -68,9 +70,9 @@ class Marker:
         """Of the tile at (left, top) of so much of a picture, in shares of it."""
         n = self.side
         labels = np.full((n, n, 3), NOTHING, np.int16)
-        y = (top + height * (np.arange(n) + 0.5) / n) * size[1]
+        y = (top + height * self.seen * (np.arange(n) + 0.5) / n) * size[1]
         for half, point in enumerate(POINTS):
-            x = (left + width * (np.arange(n) + point) / n) * size[0]
+            x = (left + width * self.seen * (np.arange(n) + point) / n) * size[0]
             for mark in marks:
                 x1, y1, x2, y2 = mark.box
                 rows, columns = np.nonzero((y >= y1) & (y < y2))[0], np.nonzero((x >= x1) & (x < x2))[0]
@@ -116,7 +118,7 @@ def _eyes(loaded: Loaded, strict: bool) -> tuple[View, Heads]:
     config = loaded.vlm.config.vision_config
     size, patch = (x if isinstance(x, int) else x[0] for x in (config.image_size, config.patch_size))
     side = size // patch
-    view = replace(loaded.view, label=Marker(side, what, colours, strict))
+    view = replace(loaded.view, label=Marker(side, what, colours, strict, side * patch / size))
     return view, Heads(config.hidden_size, len(what), len(colours), side)
 
 

@@ -124,9 +124,10 @@ def prepare(loaded: Loaded, recipe: Recipe, frozen: Mapping[str, bool]) -> None:
     """Freezes parts, puts in adapters and gradient checkpoints, compiles. frozen: part -> whether its weights stay."""
     vlm, ranks = loaded.vlm, {"llm": recipe.use_llm_lora, "backbone": recipe.use_backbone_lora}
     if recipe.vision_select_layer is not None:
-        layers = vlm.config.vision_config.num_hidden_layers
-        if not -layers - 1 <= recipe.vision_select_layer <= layers:
-            raise EyespotError("vision_select_layer", found=recipe.vision_select_layer, expected=f"of {layers} layers")
+        layers, asked = vlm.config.vision_config.num_hidden_layers, recipe.vision_select_layer
+        first = ARCHITECTURES.index(architecture(vlm))  # BlueLM-V's family takes no embeddings for a hidden state
+        if not first <= (asked if asked >= 0 else layers + 1 + asked) <= layers:
+            raise EyespotError("vision_select_layer", found=asked, expected=f"a hidden state of {layers} layers")
         vlm.config.vision_feature_layer = recipe.vision_select_layer
     if any(ranks.values()):
         import peft

@@ -52,7 +52,8 @@ class Eye:
         if cut.tile == (self.size, self.size):
             return cut
         scale = self.size / cut.tile[0]
-        resized, at = ((round(x * scale), round(y * scale)) for x, y in (cut.resized, cut.at))
+        resized = max(1, round(cut.resized[0] * scale)), max(1, round(cut.resized[1] * scale))
+        at = round(cut.at[0] * scale), round(cut.at[1] * scale)
         return replace(cut, tile=(self.size, self.size), resized=resized, at=at)
 
     def normalized(self, tiles: Any) -> Any:

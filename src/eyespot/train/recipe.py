@@ -376,6 +376,9 @@ def _check(r: Recipe, faults: Faults) -> None:
             faults.add("expected either model or compose: one of them is what stage create makes")
         elif r.model is not None and r.model.tokenizer_name_or_path is None and not r.data:
             faults.add("data is missing: the tokenizer learns from its texts")
+        for columns, rows in r.compose.image_grids if r.compose is not None else ():
+            if min(columns, rows) < 1 or columns * rows > limits.TILES:
+                faults.add(f"compose.image_grids: [{columns}, {rows}], expected 1 to {limits.TILES} tiles")
         if r.model_name_or_path is not None:
             faults.add("model_name_or_path: stage create makes a model and takes none")
     else:

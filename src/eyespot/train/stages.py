@@ -73,12 +73,14 @@ def run(recipe: Recipe, watch: Watch = lambda told: None) -> Result | None:
             checkpointing.clean(_made(out))
         acc.wait_for_everyone()
         loaded, objective = build(recipe)
+        files, before = tuple(loaded.files), checkpointing.checkpoints(out)[-1:]
         ended = fit(recipe, objective, open_data(recipe), loaded.max_length, acc, watch)
         acc.wait_for_everyone()
         if not acc.is_main_process:
             return None
         del objective, loaded
-        if not exported(model, recipe.torch_dtype, ended.steps):  # what is done is left alone
+        done = [ended.checkpoint] == before and exported(model, files, recipe.torch_dtype, ended.steps)
+        if not done:  # what is done is left alone
             export_checkpoint(recipe, ended.checkpoint, model)
         return Result(model, ended, plot=plot(out))
     finally:
