@@ -63,15 +63,15 @@ def test_demo_answers_right_what_the_readme_shows(tmp_path: Path) -> None:
             model.generate(q, images=[local(MODEL) / PICTURE], temperature=0.0, max_tokens=32)
             for q in (*QUESTIONS, f"Detect <ref>{FIND}</ref>")
         ]
-    assert [answer.text for answer in answers[:3]] == ["a turtle", "turtle", "1"]
+    assert [answer.text for answer in answers[:3]] == ["a yellow heart and a dinosaur", "yellow", "2"]
     (box,) = answers[3].boxes
     assert box.label == FIND
-    assert abs((box.x1 + box.x2) / 2 - 107) < 22  # the turtle's middle: a tenth of the picture
-    assert abs((box.y1 + box.y2) / 2 - 114) < 22
+    assert abs((box.x1 + box.x2) / 2 - 149) < 19  # the dinosaur's middle: a tenth of the picture
+    assert abs((box.y1 + box.y2) / 2 - 68) < 19
 
 
 def test_a_clip_and_a_box_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Which way things move, in clips it never saw: half of them right, where guessing gives a quarter. And a box."""
+    """Which way things move, in clips it never saw: most of them right, where guessing gives a quarter. And a box."""
     bundle = tmp_path / "b"
     compile_model(open_checkpoint(MODEL), bundle, Options())
     right = 0
@@ -90,7 +90,7 @@ def test_a_clip_and_a_box_from_the_command_line(tmp_path: Path, capsys: pytest.C
         assert [image["time"] for image in told["images"]] == [0, 1, 2, 3]
         right += told["text"] == scene.questions[0].answer
     assert len(clips) == 12
-    assert right >= 6, right
+    assert right >= 10, right
     out = tmp_path / "drawn.png"
     asked = ("-p", f"Detect <ref>{FIND}</ref>", "--temp", 0, "--draw", out, "--json", "-t", 1)
     assert run("run", "-m", bundle, "--image", local(MODEL) / PICTURE, *asked) == 0
@@ -103,8 +103,10 @@ def test_a_clip_and_a_box_from_the_command_line(tmp_path: Path, capsys: pytest.C
 
 
 def test_eval_of_the_float_model_and_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same questions, pixels and prompt through transformers and through the engine."""
-    assert run("scenes", tmp_path / "set", "-n", 12, "--split", "validation", "--seed", 3, "--json") == 0
+    """The same questions, pixels and prompt through transformers and through the engine. Of what it knows: where it
+    guesses, two digits may be as likely, and a cache of 16 bits settles which."""
+    known = [flag for task in ("name", "region", "motion", "compare", "describe") for flag in ("--task", task)]
+    assert run("scenes", tmp_path / "set", "-n", 24, "--split", "validation", "--seed", 3, *known, "--json") == 0
     capsys.readouterr()
     out = tmp_path / "out"
     assert (
@@ -116,7 +118,7 @@ def test_eval_of_the_float_model_and_a_bundle(tmp_path: Path, capsys: pytest.Cap
     for model in models:
         rows = (out / model["model"] / "set.jsonl").read_text().splitlines()[1:]
         said.append([json.loads(row)["prediction"] for row in rows])
-    assert len(said[0]) == 12
+    assert len(said[0]) == 24
     assert said[0] == said[1]
 
 
