@@ -7,6 +7,7 @@ Sources: dynamic_preprocess of the InternVL model cards; LLaVA-NeXT's select_bes
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Literal, Protocol, Self
@@ -137,13 +138,16 @@ class InternVL:
     def tokens(self, cut: Cut) -> int:
         return cut.tiles * self.tokens_per_tile
 
+    def capped(self, tiles: int) -> InternVL:
+        """With at most so many tiles, the thumbnail not counted."""
+        return replace(self, min_tiles=min(self.min_tiles, tiles), max_tiles=tiles)
+
     def within(self, tokens: int) -> InternVL:
         fit = tokens // self.tokens_per_tile
         if fit < 1:
             raise _too_few(tokens, self.tokens_per_tile)
         most = fit - 1 if self.thumbnail and fit > 2 else 1 if self.thumbnail else fit
-        most = min(most, self.max_tiles)
-        return replace(self, min_tiles=min(self.min_tiles, most), max_tiles=most)
+        return self.capped(min(most, self.max_tiles))
 
     def most(self) -> int:
         return (self.max_tiles + (self.thumbnail and self.max_tiles > 1)) * self.tokens_per_tile
@@ -177,7 +181,7 @@ def nearest(width: int, height: int, side: int, min_tiles: int, max_tiles: int) 
 
 
 @dataclass(frozen=True, slots=True)
-class Padded:
+class Padded(ABC):
     """What rules share that choose one of several grids: the picture keeps its shape and stands in the middle of it.
     Of the candidates, in their order, each that is better than the best before it is taken."""
 
@@ -188,9 +192,9 @@ class Padded:
     name: ClassVar[str]
     thumbnail: ClassVar[Thumbnail]
 
+    @abstractmethod
     def better(self, kept: int, wasted: int, most: int, least: int | float) -> bool:
         """Whether one that keeps and wastes so many pixels beats the best so far, of `most` kept and `least` wasted."""
-        raise NotImplementedError
 
     def choose(self, width: int, height: int) -> Grid:
         best, most, least = self.grids[0], 0, math.inf
@@ -223,6 +227,11 @@ class Padded:
 
     def most(self) -> int:
         return max(map(_tiles, self.grids)) * self.tokens_per_tile
+
+    @property
+    def max_tiles(self) -> int:
+        """Tiles of the largest candidate, the thumbnail not counted."""
+        return max(columns * rows for columns, rows in self.grids)
 
     def capped(self, tiles: int) -> Self:
         """Without the candidates of more tiles, a thumbnail not counted; one tile where none is left."""

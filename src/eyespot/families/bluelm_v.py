@@ -12,18 +12,9 @@ from typing import Any
 
 from eyespot import limits
 from eyespot.errors import EyespotError, UsageError
-from eyespot.families import blocks
+from eyespot.families import blocks, eyes
 from eyespot.families.blocks import Built, Request, VitLayer
 from eyespot.families.config import Fields
-from eyespot.families.eyes import (
-    TileEyes,
-    inner_language,
-    layers_that_run,
-    normalization,
-    projector,
-    unused,
-    width_and_heads,
-)
 from eyespot.program import Builder, Dim, Info, Rows
 from eyespot.resolution import BlueLMV, Grid
 
@@ -39,12 +30,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def eyes(fields: Fields, top: Fields) -> TileEyes:
+def siglip(fields: Fields, top: Fields) -> eyes.TileEyes:
     """SigLIP's fields."""
-    hidden, heads = width_and_heads(fields)
+    hidden, heads = eyes.width_and_heads(fields)
     fields.only("num_channels", (3,), 3)
     fields.ignore("vision_use_head", "projection_size")
-    layers, run = layers_that_run(fields, top, "vision_feature_layer", least=1)
+    layers, run = eyes.layers_that_run(fields, top, "vision_feature_layer", least=1)
     patch = fields.integer("patch_size", limits.IMAGE_SIDE)
     size = fields.integer("image_size", limits.IMAGE_SIDE)
     factor = top.integer("downsample", 8, default=2)
@@ -53,7 +44,7 @@ def eyes(fields: Fields, top: Fields) -> TileEyes:
     if hidden * factor * factor > limits.DIM:
         top.fault("downsample", f"rows of at most {limits.DIM}")
     act = fields.only("hidden_act", ("gelu_pytorch_tanh", "gelu"), "gelu_pytorch_tanh")
-    return TileEyes(
+    return eyes.TileEyes(
         hidden, fields.integer("intermediate_size", limits.DIM), layers, run, heads, patch,
         fields.number("layer_norm_eps", 0, 1, 1e-6), act == "gelu_pytorch_tanh", size, factor,
     )  # fmt: skip
@@ -61,12 +52,12 @@ def eyes(fields: Fields, top: Fields) -> TileEyes:
 
 def build(request: Request) -> Built:
     top, tensors = request.fields, request.tensors
-    vision = eyes(top.inner("vision_config"), top)
+    vision = siglip(top.inner("vision_config"), top)
     at = "embeddings.patch_embedding.weight"
     found = [n.removesuffix(at) for n in tensors if n.endswith(at)]
     root = found[0] if len(found) == 1 else "model.vision_tower."
     outer = "model." if any(n.startswith("model.multi_modal_projector.") for n in tensors) else ""
-    decoder = inner_language(request, "BlueLM-V")
+    decoder = eyes.inner_language(request, "BlueLM-V")
     sizes = decoder.sizes
     token, mark = _image_token(request, sizes.vocab_size)
     rule = BlueLMV(vision.image_size, vision.tile_tokens, _grids(top), top.number("alpha", 0, 1, 0.1))
@@ -77,7 +68,7 @@ def build(request: Request) -> Built:
     vision_graph(b, vision, root, outer, sizes.hidden_size)
     blocks.text_graph(b, decoder, token)
     reach = blocks.check_context(request, decoder)
-    mean, std = normalization(Fields(request.image_processor, top.findings, "image_processor."), MEAN, STD)
+    mean, std = eyes.normalization(Fields(request.image_processor, top.findings, "image_processor."), MEAN, STD)
     top.findings.raise_if_any()
     image: dict[str, Any] = {
         "rule": rule.name, **asdict(rule), "mean": list(mean), "std": list(std), "resample": "bicubic",
@@ -88,7 +79,7 @@ def build(request: Request) -> Built:
     return Built(
         b.build(Info(sizes.vocab_size, sizes.hidden_size, reach, token, vision.image_size, vision.tile_tokens)),
         top.unknown(),
-        unused_tensors=unused(*rest, f"{root}post_layernorm.", f"{root}head."),
+        unused_tensors=eyes.unused(*rest, f"{root}post_layernorm.", f"{root}head."),
         chat_template=CHAT_TEMPLATE.replace("IMAGE", mark),
         eos=decoder.eos(request.token_ids),
         bos=sizes.bos,
@@ -127,7 +118,7 @@ def _image_token(request: Request, vocab_size: int) -> tuple[int, str]:
     return token, texts.get(token, IMAGE_TOKEN)
 
 
-def vision_graph(b: Builder, v: TileEyes, root: str, outer: str, hidden: int) -> None:
+def vision_graph(b: Builder, v: eyes.TileEyes, root: str, outer: str, hidden: int) -> None:
     """Graph `vision`: pixels [t, 3, s, s] -> features [tile_tokens * t, hidden]."""
     width, patches, own = v.hidden_size, v.side * v.side, "vision_tower."
     with b.graph("vision"):
@@ -156,4 +147,4 @@ def vision_graph(b: Builder, v: TileEyes, root: str, outer: str, hidden: int) ->
                 x = blocks.vit_layer(b, layer, x, own + at)
         with b.block("vision.projector", "vision"):
             names = [f"multi_modal_projector.{name}" for name in ("layer_norm", "linear_1", "linear_2")]
-            b.outputs(projector(b, x, v, hidden, names, [outer + name for name in names]))
+            b.outputs(eyes.projector(b, x, v, hidden, names, [outer + name for name in names]))

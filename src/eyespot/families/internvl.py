@@ -12,19 +12,9 @@ from typing import Any
 
 from eyespot import limits
 from eyespot.errors import UsageError
-from eyespot.families import blocks
+from eyespot.families import blocks, eyes
 from eyespot.families.blocks import Built, Decoder, Names, Request, Sources, VitLayer
 from eyespot.families.config import Fields
-from eyespot.families.eyes import (
-    TileEyes,
-    added_token,
-    inner_language,
-    layers_that_run,
-    normalization,
-    projector,
-    unused,
-    width_and_heads,
-)
 from eyespot.families.language import language
 from eyespot.program import Builder, Dim, Info, Rows
 
@@ -135,7 +125,7 @@ def hf_names(root: str) -> VisionNames:
 
 
 @dataclass(frozen=True, slots=True)
-class Vision(TileEyes):
+class Vision(eyes.TileEyes):
     """InternViT's fields, select_layer settled."""
 
     qkv_bias: bool
@@ -144,7 +134,7 @@ class Vision(TileEyes):
     def read(cls, fields: Fields, top: Fields, keys: Mapping[str, str], image_size: int | None) -> Vision:
         """keys: this config's words for qkv_bias, qk_norm and select_layer. Sizes are asked for and never guessed: the
         defaults of the authors' class are InternViT-6B's."""
-        hidden, heads = width_and_heads(fields)
+        hidden, heads = eyes.width_and_heads(fields)
         fields.only("norm_type", ("layer_norm",))
         fields.only(keys["qk_norm"], (False,))
         fields.only("num_channels", (3,), 3)
@@ -152,7 +142,7 @@ class Vision(TileEyes):
         fields.only("use_mean_pooling", (True,), True)
         fields.ignore("use_mask_token", "layer_scale_init_value")
         act = fields.only("hidden_act", ("gelu", "gelu_pytorch_tanh"))
-        layers, run = layers_that_run(fields, top, keys["select_layer"], least=0)
+        layers, run = eyes.layers_that_run(fields, top, keys["select_layer"], least=0)
         patch = square(fields, "patch_size", limits.IMAGE_SIDE)
         trained = square(fields, "image_size", limits.IMAGE_SIDE)
         size = trained if image_size is None else image_size
@@ -207,7 +197,7 @@ def vision_graph(b: Builder, v: Vision, names: VisionNames, hidden: int) -> None
                 x = blocks.vit_layer(b, vit_layer(v, names, n), x, own.root + own.layer.replace("N", str(n)))
         with b.block("vision.projector", "vision"):
             x = b("slice", x, group=patches + 1, start=1)
-            b.outputs(projector(b, x, v, hidden, own.projector, names.projector))
+            b.outputs(eyes.projector(b, x, v, hidden, own.projector, names.projector))
 
 
 def vit_layer(v: Vision, names: VisionNames, n: int) -> VitLayer:
@@ -266,7 +256,7 @@ def assemble(
     return Built(
         b.build(info),
         request.fields.unknown(),
-        unused_tensors=(*unused(*rest), r".*embeddings\.mask_token"),
+        unused_tensors=(*eyes.unused(*rest), r".*embeddings\.mask_token"),
         chat_template=template,
         template_wins=template_wins,
         eos=decoder.eos(request.token_ids),
@@ -280,7 +270,7 @@ def image_token(request: Request, keys: tuple[str, ...], vocab_size: int) -> int
     """The tokenizer's id of <IMG_CONTEXT>; else the config's; else by the order in which the tokens were added."""
     fields = request.fields
     fields.ignore(*keys)
-    if (found := added_token(request, CONTEXT_TOKEN, vocab_size)) is not None:
+    if (found := eyes.added_token(request, CONTEXT_TOKEN, vocab_size)) is not None:
         return found
     for key in keys:
         if key in fields:
@@ -291,10 +281,12 @@ def image_token(request: Request, keys: tuple[str, ...], vocab_size: int) -> int
 def build(request: Request) -> Built:
     """InternVLChatModel: the authors' files."""
     top = request.fields
-    eyes, text = top.inner("vision_config"), top.inner("llm_config")
+    text = top.inner("llm_config")
     keys = {"qkv_bias": "qkv_bias", "qk_norm": "qk_normalization", "select_layer": "select_layer"}
     force = None if "force_image_size" not in top else square(top, "force_image_size", limits.IMAGE_SIDE)
-    vision = Vision.read(eyes, top, keys, request.image_size if request.image_size is not None else force)
+    vision = Vision.read(
+        top.inner("vision_config"), top, keys, request.image_size if request.image_size is not None else force
+    )
     top.only("ps_version", ("v2",))
     top.only("pad2square", (False,), False)
     for key in ("use_backbone_lora", "use_llm_lora"):
@@ -319,13 +311,12 @@ def build(request: Request) -> Built:
 def build_hf(request: Request) -> Built:
     """InternVLForConditionalGeneration: transformers' files, with or without the leading "model."."""
     top, tensors = request.fields, request.tensors
-    eyes = top.inner("vision_config")
     keys = {"qkv_bias": "attention_bias", "qk_norm": "use_qk_norm", "select_layer": "vision_feature_layer"}
-    vision = Vision.read(eyes, top, keys, request.image_size)
+    vision = Vision.read(top.inner("vision_config"), top, keys, request.image_size)
     top.only("vision_feature_select_strategy", ("default",), "default")
     top.only("projector_hidden_act", ("gelu",), "gelu")
     root = "model." if any(name.startswith("model.vision_tower.") for name in tensors) else ""
-    decoder = inner_language(request, "InternVL")
+    decoder = eyes.inner_language(request, "InternVL")
     token = image_token(request, ("image_token_id", "image_token_index"), decoder.sizes.vocab_size)
     tiles, warnings = picture_rule(Fields(request.image_processor, top.findings, "image_processor."))
     seen = top.integer("image_seq_length", limits.CONTEXT, default=vision.tile_tokens)
@@ -365,7 +356,7 @@ def picture_rule(fields: Fields) -> tuple[dict[str, Any], list[str]]:
         "placeholder": CONTEXT_TOKEN,
         "resample": resample or "bicubic",
     }
-    rule["mean"], rule["std"] = map(list, normalization(fields, MEAN, STD))
+    rule["mean"], rule["std"] = map(list, eyes.normalization(fields, MEAN, STD))
     return rule, warnings
 
 

@@ -37,7 +37,9 @@ def open_float(path: Path, max_tokens: int) -> Generate:
         text = "".join(part["text"] if part["type"] == "text" else IMAGE for part in parts)
         pictures = tuple(Path(part["image"]) for part in parts if part["type"] == "image")
         # A training's pictures share their tiles; an engine gives each as many as the rule allows, and so is done here.
-        record = Record(dialogue(text, "-"), pictures, max_dynamic_patch=encoder.rule.max_tiles * max(1, len(pictures)))
+        record = Record(
+            dialogue(text, "-"), pictures, max_dynamic_patch=encoder.rule.resolution.max_tiles * max(1, len(pictures))
+        )
         coded = encoder.encode(record)
         ids = coded.ids[: next(i for i, label in enumerate(coded.labels) if label != IGNORE)]
         if len(ids) > loaded.max_length:

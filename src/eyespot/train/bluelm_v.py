@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -31,19 +31,18 @@ from eyespot.checkpoint import open_checkpoint
 from eyespot.errors import EyespotError, UnsupportedModel, one_line
 from eyespot.families.bluelm_v import CHAT_TEMPLATE, IMAGE_TOKEN, MEAN, STD
 from eyespot.families.language import LANGUAGE
-from eyespot.tensorfile import parse_json
+from eyespot.train.data.encode import picture_config, tokenizer_of
 from eyespot.train.model import quiet
 from eyespot.train.recipe import ComposeConfig
+from eyespot.train.vocabulary import CHAT
 
-MODEL_TYPE = "bluelm_v"
-TURN_END = "<|im_end|>"
-MARKS = ("<|im_start|>", TURN_END)  # of the chat template
+MARKS = CHAT[1:]  # of the chat template
 
 
 class BlueLMVConfig(PreTrainedConfig):  # type: ignore[misc]
     """Fields as `families/bluelm_v.py` reads them."""
 
-    model_type = MODEL_TYPE
+    model_type = "bluelm_v"
 
     def __init__(
         self,
@@ -235,26 +234,16 @@ def _files(parts: ComposeConfig) -> tuple[dict[str, bytes], int, int]:
     files = dict(open_checkpoint(path).files)
     if "tokenizer.json" not in files:
         raise EyespotError(f"{path}: the checkpoint has no tokenizer")
-    try:
-        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-    except Exception as error:  # the library raises bare Exception
-        raise EyespotError(f"{path}: not a tokenizer", found=error) from None
+    tokenizer = tokenizer_of(files["tokenizer.json"], path)
     if missing := [mark for mark in MARKS if tokenizer.token_to_id(mark) is None]:
         raise EyespotError(f"{path}: the tokenizer lacks tokens", found=", ".join(missing), expected=" ".join(MARKS))
     tokenizer.add_special_tokens([AddedToken(IMAGE_TOKEN, normalized=False)])
     token = tokenizer.token_to_id(IMAGE_TOKEN)
     assert token is not None
-    raw = _processor(parts.vision_model_name_or_path)
+    normal = {"image_mean": list(MEAN), "image_std": list(STD), "resample": 3}  # SigLIP's, where it says nothing
+    raw = normal | picture_config(open_checkpoint(parts.vision_model_name_or_path).files)
     files["tokenizer.json"] = tokenizer.to_str().encode()
     files["preprocessor_config.json"] = json.dumps(raw, indent=2).encode()
     files["chat_template.jinja"] = CHAT_TEMPLATE.replace("IMAGE", IMAGE_TOKEN).encode()
     vocabulary = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     return files, token, vocabulary
-
-
-def _processor(path: Path) -> dict[str, Any]:
-    """How SigLIP normalizes: its own file where there is one."""
-    data = open_checkpoint(path).files.get("preprocessor_config.json")
-    raw = parse_json(data, "preprocessor_config.json") if data else None
-    known = raw if isinstance(raw, dict) else {}
-    return {"image_mean": list(MEAN), "image_std": list(STD), "resample": 3, **known}

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from eyespot.errors import EyespotError
 from eyespot.families.internvl import CONTEXT_TOKEN, HF_TEMPLATE, IMAGE_PROCESSOR, MEAN, STD
 from eyespot.tensorfile import read_bytes
+from eyespot.train.data.encode import tokenizer_of
 from eyespot.train.data.sets import Dataset, records
 from eyespot.train.export import check, export
 from eyespot.train.recipe import ModelConfig, Recipe
@@ -45,10 +46,7 @@ def create(recipe: Recipe, data: Dataset | None, out: Path) -> dict[str, int]:
         tokenizer = train_tokenizer(texts, model.vocab_size)
     else:
         path = model.tokenizer_name_or_path / "tokenizer.json"
-        try:
-            tokenizer = Tokenizer.from_buffer(read_bytes(path))
-        except Exception as error:  # the library raises bare Exception
-            raise EyespotError(f"{path}: not a tokenizer", found=error) from None
+        tokenizer = tokenizer_of(read_bytes(path), path)
         if missing := [mark for mark in (*CHAT[1:], *PICTURES[:3]) if tokenizer.token_to_id(mark) is None]:
             raise EyespotError(f"{path}: the tokenizer lacks tokens", found=", ".join(missing))
     import transformers

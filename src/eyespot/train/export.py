@@ -14,8 +14,9 @@ import torch
 
 from eyespot import families
 from eyespot.errors import EyespotError
-from eyespot.tensorfile import TensorFile, parse_json, read_json
+from eyespot.tensorfile import TensorFile, read_json
 from eyespot.train.checkpointing import atomic_directory, write_tensors
+from eyespot.train.data.encode import picture_config
 from eyespot.train.model import architecture
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -52,9 +53,8 @@ def _config(vlm: Any, dtype: str) -> dict[str, Any]:
 
 def check(vlm: Any, files: Mapping[str, bytes]) -> None:
     """EyespotError for a model that `eyespot compile` would not build: before it is written, or trained."""
-    raw = parse_json(files["preprocessor_config.json"], "preprocessor_config.json")
     shapes = {name: tuple(value.shape) for name, value in vlm.state_dict().items()}
-    families.build(_config(vlm, "float32"), shapes, image_processor=raw if isinstance(raw, dict) else {})
+    families.build(_config(vlm, "float32"), shapes, image_processor=picture_config(files))
 
 
 def exported(out: Path, files: Collection[str], dtype: str, step: int) -> bool:

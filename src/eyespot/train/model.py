@@ -19,13 +19,13 @@ from torch import nn
 from eyespot import families
 from eyespot.checkpoint import open_checkpoint
 from eyespot.errors import EyespotError, UnsupportedModel
-from eyespot.tensorfile import parse_json
-from eyespot.train.data.encode import open_encoder
+from eyespot.train.data.encode import open_encoder, picture_config
 from eyespot.train.pixels import Eye
 from eyespot.train.recipe import Recipe
 from eyespot.train.streams import View
 
-ARCHITECTURES = ("InternVLForConditionalGeneration", "BlueLMVForConditionalGeneration")
+INTERNVL, BLUELM_V = "InternVLForConditionalGeneration", "BlueLMVForConditionalGeneration"
+ARCHITECTURES = (INTERNVL, BLUELM_V)
 # Part of a name -> the part of the model, as InternVL's scripts call them.
 PARTS = {"vision_tower.": "backbone", "multi_modal_projector.": "mlp", "language_model.": "llm", "lm_head.": "llm"}
 LAYERS = ("InternVLVisionLayer", "SiglipEncoderLayer", "Qwen2DecoderLayer", "LlamaDecoderLayer", "Phi3DecoderLayer")
@@ -61,10 +61,8 @@ def open_model(path: Path, max_tiles: int | None = None) -> Loaded:
             f"{path}: not a model that is trained here", found=named, expected=" or ".join(ARCHITECTURES),
             cause="training takes transformers' own layout, '-hf' on the hub",
         )  # fmt: skip
-    processor = checkpoint.files.get("preprocessor_config.json")
-    raw = parse_json(processor, "preprocessor_config.json") if processor else {}
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    built = families.build(checkpoint.config, shapes, image_processor=raw if isinstance(raw, dict) else {})
+    built = families.build(checkpoint.config, shapes, image_processor=picture_config(checkpoint.files))
     rule = built.image
     if rule is None:
         raise UnsupportedModel(f"{path}: a model without eyes")
@@ -88,7 +86,7 @@ def _class(name: str) -> Any:
     """transformers' InternVL, or our BlueLM-V."""
     import transformers
 
-    if name == ARCHITECTURES[0]:
+    if name == INTERNVL:
         return transformers.InternVLForConditionalGeneration
     from eyespot.train.bluelm_v import BlueLMVForConditionalGeneration
 
@@ -125,8 +123,8 @@ def prepare(loaded: Loaded, recipe: Recipe, frozen: Mapping[str, bool]) -> None:
     vlm, ranks = loaded.vlm, {"llm": recipe.use_llm_lora, "backbone": recipe.use_backbone_lora}
     if recipe.vision_select_layer is not None:
         layers, asked = vlm.config.vision_config.num_hidden_layers, recipe.vision_select_layer
-        first = ARCHITECTURES.index(architecture(vlm))  # BlueLM-V's family takes no embeddings for a hidden state
-        if not first <= (asked if asked >= 0 else layers + 1 + asked) <= layers:
+        least = 0 if architecture(vlm) == INTERNVL else 1  # BlueLM-V's family takes no embeddings for a hidden state
+        if not least <= (asked if asked >= 0 else layers + 1 + asked) <= layers:
             raise EyespotError("vision_select_layer", found=asked, expected=f"a hidden state of {layers} layers")
         vlm.config.vision_feature_layer = recipe.vision_select_layer
     if any(ranks.values()):

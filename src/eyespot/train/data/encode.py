@@ -35,22 +35,13 @@ class ImageRule:
     token: str = CONTEXT_TOKEN
     after: str = "</img>"
 
-    @property
-    def max_tiles(self) -> int:
-        """Tiles of a picture, a thumbnail not counted."""
-        rule = self.resolution
-        return rule.max_tiles if isinstance(rule, InternVL) else max(columns * rows for columns, rows in rule.grids)
-
     def at_most(self, tiles: int) -> ImageRule:
         """The same rule for so many tiles, a thumbnail not counted."""
-        rule = self.resolution
-        if isinstance(rule, InternVL):
-            return replace(self, resolution=replace(rule, min_tiles=min(rule.min_tiles, tiles), max_tiles=tiles))
-        return replace(self, resolution=rule.capped(tiles))
+        return replace(self, resolution=self.resolution.capped(tiles))
 
     def cut(self, record: Record) -> tuple[Cut, ...]:
         """How each picture is cut: all of them share max_tiles, as in InternVL's training. Reads pictures' headers."""
-        most = record.max_dynamic_patch or self.max_tiles
+        most = record.max_dynamic_patch or self.resolution.max_tiles
         each = self.at_most(max(1, most // max(1, len(record.images)))).resolution
         sizes = record.sizes or [images.size(picture) for picture in record.images]
         return tuple(each.cut(*size) for size in sizes)
@@ -133,17 +124,26 @@ def open_encoder(path: Path, max_tiles: int | None = None) -> Encoder:
             raise EyespotError(f"{path}: the checkpoint has no tokenizer")
         data, config = checkpoint.files["tokenizer.json"], checkpoint.config
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-        processor = checkpoint.files.get("preprocessor_config.json")
-        raw = parse_json(processor, "preprocessor_config.json") if processor else {}
-        built = families.build(config, shapes, image_processor=raw if isinstance(raw, dict) else {})
+        built = families.build(config, shapes, image_processor=picture_config(checkpoint.files))
         rule, conversation = _rule(built.image), _conversation(config)
     else:
         data, rule, conversation = read_bytes(path), INTERNVL, PLAIN
+    return Encoder(tokenizer_of(data, path), rule if max_tiles is None else rule.at_most(max_tiles), conversation)
+
+
+def tokenizer_of(data: bytes, path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. EyespotError naming `path` for one that is none."""
     try:
-        tokenizer = Tokenizer.from_buffer(data)
+        return Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exception
         raise EyespotError(f"{path}: not a tokenizer", found=error) from None
-    return Encoder(tokenizer, rule if max_tiles is None else rule.at_most(max_tiles), conversation)
+
+
+def picture_config(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """preprocessor_config.json among a checkpoint's files; empty where there is none."""
+    data = files.get("preprocessor_config.json")
+    raw = parse_json(data, "preprocessor_config.json") if data else None
+    return raw if isinstance(raw, dict) else {}
 
 
 def _rule(image: Mapping[str, Any] | None) -> ImageRule:
