@@ -71,7 +71,7 @@ class Chat:
         self.pictures: list[Picture] = []  # of the next message
 
     def run(self) -> None:
-        from eyespot.cli.interrupt import Interrupts
+        from eyespot.cli.interrupt import interrupted_only_in
 
         if not self.terminal:
             while self._turn():
@@ -80,15 +80,11 @@ class Chat:
         with suppress(ImportError):
             import readline  # noqa: F401 - gives input() its history
         self.note("/help lists the commands")
-        with Interrupts() as interrupts:
+        with interrupted_only_in(Chat._turn):
             going = True
             while going:
                 try:
-                    try:
-                        interrupts.heard = True
-                        going = self._turn()
-                    finally:
-                        interrupts.heard = False  # what follows must not be interrupted again
+                    going = self._turn()
                 except KeyboardInterrupt:
                     self.note("\n/quit or Ctrl-D leaves")
 

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -38,23 +39,26 @@ def interruptible(cancel: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)  # at last, or one more Ctrl-C could leave the rest undone
 
 
-class Interrupts:
-    """Within the block, SIGINT raises KeyboardInterrupt while `heard`, and only once. Main thread only.
+@contextmanager
+def interrupted_only_in(function: Callable[..., object]) -> Iterator[None]:
+    """Within the block, SIGINT raises KeyboardInterrupt while `function` is on the stack. Main thread only.
 
     Python's own handler raises anywhere, also in the clause that handles the interrupt before: a second Ctrl-C soon
     after the first would end the program.
     """
+    code = function.__code__
 
-    heard = False
+    def handle(number: int, frame: FrameType | None) -> None:
+        at = frame
+        while at is not None and at.f_code is not code:
+            at = at.f_back
+        if at is not None:
+            # Not `raise`: input() runs handlers again with the first one's exception still set, and then a call that
+            # returns, of the exception's class too, is a SystemError.
+            signal.default_int_handler(number, frame)
 
-    def __enter__(self) -> Interrupts:
-        self.before = signal.signal(signal.SIGINT, self._raise)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
-
-    def _raise(self, *_: object) -> None:
-        if self.heard:
-            self.heard = False
-            raise KeyboardInterrupt
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
