@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,32 @@ def test_a_clip_is_answered(pair: tuple[Any, Model], tmp_path: Path) -> None:
     noise((28, 28)).save(tmp_path / "6.png")
     with pytest.raises(EyespotError, match="frames of different sizes"):
         model.generate([{"role": "user", "content": content}], max_tokens=3)
+
+
+def test_a_clip_past_the_last_position_is_refused(pair: tuple[Any, Model], tmp_path: Path) -> None:
+    """Few tokens, but hours between two of them: time is a position."""
+    _, model = pair
+    for i in range(4):
+        noise((84, 56), i).save(tmp_path / f"{i}.png")
+    (turn,) = model.processor.messages([{"role": "user", "content": [{"type": "video", "video": tmp_path}]}])
+    last = model.bundle.program.info.max_position
+    for seconds, fits in ((last / 2 - 50, True), (last / 2, False)):
+        long = replace(turn.pictures[0], times=(0.0, seconds))
+        prompt = model.processor.chat([replace(turn, pictures=(long,))])
+        if fits:
+            model.answer(prompt, 0.0, {})
+        else:
+            with pytest.raises(EyespotError, match=f"model's positions; found position .*; expected below {last};"):
+                model.answer(prompt, 0.0, {})
+
+
+def test_several_pictures_are_numbered(pair: tuple[Any, Model]) -> None:
+    _, model = pair
+    seen = "<|vision_start|><|image_pad|><|vision_end|>"
+    two = model.processor.chat(model.processor.messages("Same?", [noise((56, 56)), noise((56, 56), 1)]))
+    assert f"user\nPicture 1: {seen}Picture 2: {seen}Same?<|im_end|>" in two.text
+    one = model.processor.chat(model.processor.messages("What?", [noise((56, 56))]))
+    assert f"user\n{seen}What?<|im_end|>" in one.text
 
 
 # Names, boxes, schemes, faults

@@ -93,6 +93,10 @@ class Prompt:
     def image_tokens(self) -> int:
         return sum(placed.rows for placed in self.pictures)
 
+    @property
+    def last_position(self) -> int:
+        return len(self.ids) - 1 if self.positions is None else int(self.positions.max(initial=-1))
+
     def extended(self, text: str, ids: Sequence[int]) -> Prompt:
         """This prompt and an answer to it; `text` marked."""
         return replace(
@@ -303,6 +307,9 @@ class Processor:
         """The message with its parts as the template takes them."""
         shown = sum(part["type"] == "image" for part in parts)
         if self.dialect.takes_pictures if shown else not self.dialect.takes_strings:
+            if self._axes and shown > 1:  # as the authors' template does with add_vision_id
+                numbers = itertools.count(1)
+                parts = [p | {"label": f"Picture {next(numbers)}: "} if p["type"] == "image" else p for p in parts]
             split = (
                 [{"type": "text", "text": p["label"]}, {"type": "image"}] if p.get("label") else [p] for p in parts
             )
