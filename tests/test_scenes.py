@@ -142,16 +142,41 @@ def test_lessons_and_domains_come_when_they_are_called() -> None:
 
 
 def test_places_are_the_tenths_where_middles_lie() -> None:
+    several = 0
     for view, lesson in asked(4, objects.draw, objects.places, 160, "places"):
-        counts = view.counts
-        items = {item.thing.name: item for item in view.items if counts[item.thing.name] == 1}
-        said = [part.rsplit(" ", 2) for part in lesson.answer.split(", ")]
-        assert sorted(name for name, _, _ in said) == sorted(items)
-        assert lesson.text == f"Place {', '.join(name for name, _, _ in said)}."
-        for name, across, down in said:
-            x1, y1, x2, y2 = items[name].box
-            assert abs((x1 + x2) / 2 / view.image.width - (int(across) + 0.5) / 10) < 0.08
-            assert abs((y1 + y2) / 2 / view.image.height - (int(down) + 0.5) / 10) < 0.08
+        said = [re.fullmatch(r"(.+?)((?: \d \d)+)", part) for part in lesson.answer.split(", ")]
+        names = [found[1] for found in said if found]
+        assert sorted(names) == sorted(view.counts)
+        assert lesson.text == f"Place {', '.join(names)}."
+        for found in said:
+            assert found is not None
+            digits = [int(digit) for digit in found[2].split()]
+            alike = [item.box for item in view.items if item.thing.name == found[1]]
+            assert len(digits) == 2 * len(alike)
+            several += len(alike) > 1
+            for across, down, (x1, y1, x2, y2) in zip(digits[::2], digits[1::2], alike, strict=True):
+                assert abs((x1 + x2) / 2 / view.image.width - (across + 0.5) / 10) < 0.08
+                assert abs((y1 + y2) / 2 / view.image.height - (down + 0.5) / 10) < 0.08
+    assert several > N / 10
+
+
+def test_sides_are_those_of_the_middles() -> None:
+    heard: Counter[str] = Counter()
+    for view, lesson in asked(4, objects.draw, objects.sides, 160, "sides"):
+        middles = {item.thing.name: ((item.box[0] + item.box[2]) / 2, (item.box[1] + item.box[3]) / 2)
+                   for item in view.items}  # fmt: skip
+        pairs = [part.removesuffix(".") for part in lesson.text.removeprefix("Sides of ").split(", ")]
+        parts = lesson.answer.split(", ")
+        assert 0 < len(pairs) == len(parts) == len(set(pairs)) <= 4
+        for pair, part in zip(pairs, parts, strict=True):
+            ((a, b),) = [(a, b) for a in middles for b in middles if f"{a} {b}" == pair and a != b]
+            dx, dy = (p - q for p, q in zip(middles[a], middles[b], strict=True))
+            right = {"left": dx < 0, "right": dx > 0, "above": dy < 0, "below": dy > 0}
+            said = part.removeprefix(f"{pair} ").split(" ")
+            assert 1 <= len(said) == len(set(said)) <= 2
+            assert all(right[side] for side in said)
+            heard.update(said)
+    assert min(heard[side] for side in ("left", "right", "above", "below")) > N / 3
 
 
 def test_a_grid_names_what_covers_the_middle_of_each_cell() -> None:

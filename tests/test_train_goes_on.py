@@ -65,9 +65,13 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(tiny: Path, tmp_path: Path, k
     assert [p.name for p in checkpointing.checkpoints(whole.output_dir)] == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_kill_9_at_any_moment(tiny: Path, tmp_path: Path) -> None:
-    """A process killed by the system, wherever it was by then, ends where an undisturbed one does."""
-    keys = {"data": [SCENES], "save_steps": 1, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
+@pytest.mark.parametrize("workers", [0, 1])
+def test_kill_9_at_any_moment(tiny: Path, tmp_path: Path, workers: int) -> None:
+    """A process killed by the system, wherever it was by then, ends where an undisturbed one does; its workers end."""
+    keys = {
+        "data": [SCENES], "save_steps": 1, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1,
+        "dataloader_num_workers": workers, "max_packed_tokens": 1000,  # so that a few packs are more than a pipe holds
+    }  # fmt: skip
     recipe = tune(tmp_path / "run", tiny, tmp_path, **keys, max_steps=4000)
     command = [sys.executable, "-m", "eyespot", "train", str(tmp_path / "run.yaml")]
     process = subprocess.Popen(command, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -79,7 +83,7 @@ def test_kill_9_at_any_moment(tiny: Path, tmp_path: Path) -> None:
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=30)  # a worker that lives on keeps the pipes open
     reached = int(checkpointing.checkpoints(recipe.output_dir)[-1].name.removeprefix("checkpoint-"))
     again = finished(tune(tmp_path / "run", tiny, tmp_path, **keys, max_steps=reached + 2))
     whole = tune(tmp_path / "whole", tiny, tmp_path, **keys, max_steps=reached + 2)

@@ -7,6 +7,9 @@ nor on how many workers read, and where a stream stands is a number and the few 
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +30,7 @@ from eyespot.train.pixels import Eye
 from eyespot.train.recipe import Recipe, Source
 from eyespot.train.tasks import mixing
 
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 HELD = 4  # samples of a stream that may wait for a pack with room
 
 
@@ -246,7 +250,18 @@ def load(streams: Streams, numbers: Sequence[int], states: Mapping[int, State], 
     if workers == 0:
         return streams.packs(numbers, states)
     shared = _Shared(streams, tuple(numbers), dict(states))
-    return iter(DataLoader(shared, batch_size=None, num_workers=workers, prefetch_factor=4))
+    return iter(
+        DataLoader(
+            shared, batch_size=None, num_workers=workers, prefetch_factor=4, worker_init_fn=_end_with_the_training
+        )
+    )
+
+
+def _end_with_the_training(_: int) -> None:
+    """A worker whose training was killed would else wait for ever for somebody to take its packs, with all its memory.
+    Linux alone can ask for it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,13 @@ TASKS = {
     "motion": ("clip",),
 }
 # Drawn only where they are asked for by name: lessons, which teach eyes and examine nobody, and domains.
-BY_NAME = {"grid": ("objects",), "places": ("objects",), "spell": ("text",), "traffic": ("road",)}
+BY_NAME = {
+    "grid": ("objects",),
+    "places": ("objects",),
+    "sides": ("objects",),
+    "spell": ("text",),
+    "traffic": ("road",),
+}
 
 
 class Scenes:

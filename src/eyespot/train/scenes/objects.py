@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import permutations
 from random import Random
 
 from PIL import Image
@@ -20,6 +21,7 @@ from eyespot.train.scenes.things import Item
 
 CELLS = 5  # of a picture of 160 pixels in tokens of 32
 APART = 0.2  # of the side: two centres nearer than this are neither left nor right of each other
+MOST_PAIRS = 4  # of things in one lesson about sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ HOW_MANY = {
     "name": (1, 1),
     "grid": (1, 6),
     "places": (1, 5),
+    "sides": (2, 4),
     "describe": (1, 3),
     "count": (1, 6),
     "colour": (1, 4),
@@ -80,6 +83,8 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[View, str, bool
         kinds = rng.randint(1, min(3, count))
     elif task == "describe":
         kinds = rng.randint(1, count)
+    elif task == "places":
+        kinds = rng.randint((count + 1) // 2, count)
     chosen = things.choose(rng, which, ground, kinds, coloured=task == "colour")
     shown = [*chosen, *(rng.choice(chosen) for _ in range(count - kinds))]
     rng.shuffle(shown)
@@ -131,15 +136,31 @@ def grid(rng: Random, view: View) -> Question | None:
 
 
 def places(rng: Random, view: View) -> Question | None:
-    """A lesson: of each thing that is there once the tenths of the picture, across and down, where its middle lies.
-    A model learns to look for what a word names: two answers a thing that chance hardly gives, where a question about
-    left and right gives one that chance gives half the time."""
-    alone = [item for item in view.items if view.counts[item.thing.name] == 1]
-    if not alone:
+    """A lesson: of each thing the tenths of the picture, across and down, where its middle lies; of several alike all,
+    left to right. A model learns to look for what a word names, and how often it is there: two answers a thing that
+    chance hardly gives, where a question about left and right gives one that chance gives half the time."""
+    names = sorted(view.counts)
+    rng.shuffle(names)
+    said = []
+    for name in names:
+        alike = (item for item in view.items if item.thing.name == name)
+        tenths = (f"{min(int(item.x * 10), 9)} {min(int(item.y * 10), 9)}" for item in alike)
+        said.append(f"{name} {' '.join(tenths)}")
+    return ask(rng, "places", "places", ", ".join(said), p=", ".join(names))
+
+
+def sides(rng: Random, view: View) -> Question | None:
+    """A lesson: of pairs of things on which side the first is of the second: what position asks, many times at once."""
+    counts, said = view.counts, []
+    alone = [item for item in view.items if counts[item.thing.name] == 1]
+    for a, b in permutations(alone, 2):
+        if words := " ".join(side for side, _ in _apart(a, b)):
+            said.append((f"{a.thing.name} {b.thing.name}", words))
+    if not said:
         return None
-    rng.shuffle(alone)
-    said = (f"{item.thing.name} {min(int(item.x * 10), 9)} {min(int(item.y * 10), 9)}" for item in alone)
-    return ask(rng, "places", "places", ", ".join(said), p=", ".join(item.thing.name for item in alone))
+    said = rng.sample(said, min(len(said), MOST_PAIRS))
+    answer = ", ".join(f"{pair} {words}" for pair, words in said)
+    return ask(rng, "sides", "sides", answer, p=", ".join(pair for pair, _ in said))
 
 
 def count(rng: Random, view: View) -> Question | None:
@@ -169,11 +190,8 @@ def position(rng: Random, view: View) -> Question | None:
     a, b = pair
     forms: list[tuple[str, str, tuple[str, ...]]] = []
     words = {"a": a.thing.name, "b": b.thing.name}
-    across, down = a.x - b.x, a.y - b.y
-    for far, low, high, either in ((across, "left", "right", "left right"), (down, "above", "below", "above below")):
-        if abs(far) < APART:
-            continue
-        side = low if far < 0 else high
+    for side, (low, high) in _apart(a, b):
+        either = f"{low} {high}"
         asked = rng.choice((low, high))
         forms += [(either, side, ()), (either, side, ()), (f"is it {asked}", "yes" if asked == side else "no", ())]
         if len(view.items) == 2:
@@ -182,6 +200,15 @@ def position(rng: Random, view: View) -> Question | None:
         return None
     wording, answer, accepted = rng.choice(forms)
     return ask(rng, "position", wording, answer, accepted, **words)
+
+
+def _apart(a: Item, b: Item) -> list[tuple[str, tuple[str, str]]]:
+    """On which sides of `b` lies `a`, each with the two it could be; none where the two are level."""
+    sides = []
+    for far, low, high in ((a.x - b.x, "left", "right"), (a.y - b.y, "above", "below")):
+        if abs(far) >= APART:
+            sides.append((low if far < 0 else high, (low, high)))
+    return sides
 
 
 def corner(rng: Random, view: View) -> Question | None:
@@ -215,6 +242,7 @@ MAKERS: dict[str, Maker] = {
     "name": name,
     "grid": grid,
     "places": places,
+    "sides": sides,
     "count": count,
     "colour": colour,
     "position": position,
