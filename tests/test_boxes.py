@@ -54,6 +54,27 @@ def test_json_is_pixels_of_what_the_model_saw(text: str) -> None:
     assert faults == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"objects": QWEN, "count": 2}),
+        json.dumps({"answer": "two", "found": {"first": QWEN[0], "then": [QWEN[1]]}}),
+        json.dumps([[QWEN[0]], [[QWEN[1]]]]),
+        f"```json\n{json.dumps(QWEN[:1])}\n```\nand\n```json\n{json.dumps(QWEN[1:])}\n```",
+        f"first {json.dumps(QWEN[0])} then {json.dumps(QWEN[1])}, see [above] or {{below}}.",
+    ],
+)
+def test_json_at_any_depth(text: str) -> None:
+    found, faults = boxes.read(text, (300, 300), same)
+    assert found == [Box(10, 20, 110, 220, "cat"), Box(5, 6, 5, 6, "eye")]
+    assert faults == []
+
+
+def test_labels_may_hold_anything() -> None:
+    odd = {"bbox_2d": [1, 2, 3, 4], "label": 'a {} "b" [c]'}
+    assert boxes.read(f"Here: {json.dumps(odd)} and so on", (9, 9), same)[0] == [Box(1, 2, 3, 4, odd["label"])]
+
+
 def test_one_object_and_no_label() -> None:
     assert boxes.read('It is {"bbox_2d": [1, 2, 3, 4.5]}', (9, 9), same)[0] == [Box(1, 2, 3, 4.5)]
 
@@ -73,6 +94,7 @@ def test_bare_boxes() -> None:
         ('[{"bbox_2d": [1, 2, 3]}]', "expected 4 numbers"),
         ('[{"bbox_2d": [1e400, 2, 3, 4]}]', "expected 4 numbers"),
         ('[{"point_2d": [-5, -5]}]', "lies outside"),
+        ('[{"bbox_2d": [1, 2', "none that can be read"),
     ],
 )
 def test_what_is_no_box_is_told(text: str, fault: str) -> None:

@@ -447,8 +447,8 @@ def test_conversation_variants(tmp_path: Path) -> None:
     assert template is not None
     own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert render(template, own) == "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\nHi<|im_end|>"
-    two = [{"role": "user", "content": [{"type": "text", "text": "Same?"}, {"type": "image"}, {"type": "image"}]}]
-    assert "user\nImage-1: <image>\nImage-2: <image>\nSame?<|im_end|>" in render(template, two)
+    two = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "or "}, {"type": "image"}]}]
+    assert "user\n<image>\nor <image>\n<|im_end|>" in render(template, two)
     said = Loaded(tmp_path, lambda c: c.update(system_message="It's {{ odd }}\\n\n{% x %}")).built.chat_template
     assert said is not None
     assert render(said, ASK).startswith("<|im_start|>system\nIt's {{ odd }}\\n\n{% x %}<|im_end|><|im_start|>user\n")

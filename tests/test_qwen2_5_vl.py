@@ -239,14 +239,29 @@ def test_a_clip_past_the_last_position_is_refused(pair: tuple[Any, Model], tmp_p
         noise((84, 56), i).save(tmp_path / f"{i}.png")
     (turn,) = model.processor.messages([{"role": "user", "content": [{"type": "video", "video": tmp_path}]}])
     last = model.bundle.program.info.max_position
-    for seconds, fits in ((last / 2 - 50, True), (last / 2, False)):
+
+    def ends(seconds: float) -> int:
         long = replace(turn.pictures[0], times=(0.0, seconds))
-        prompt = model.processor.chat([replace(turn, pictures=(long,))])
-        if fits:
-            model.answer(prompt, 0.0, {})
-        else:
-            with pytest.raises(EyespotError, match=f"model's positions; found position .*; expected below {last};"):
-                model.answer(prompt, 0.0, {})
+        positions = model.processor.chat([replace(turn, pictures=(long,))]).positions
+        return -1 if positions is None else int(positions.max())
+
+    assert last - 100 < ends(last / 2 - 50) < last
+    for seconds in (last / 2, 2.0**31, 2.0**31 + 5, 1e9):  # the second and third would be small ones in 32 bits
+        with pytest.raises(EyespotError, match=f"model's positions; found position .*; expected below {last};"):
+            ends(seconds)
+
+
+def test_a_clip_within_a_budget(pair: tuple[Any, Model], tmp_path: Path) -> None:
+    """What somebody says a picture may take is kept, or refused: never silently passed."""
+    _, model = pair
+    for i in range(8):
+        noise((280, 168), i).save(tmp_path / f"{i}.png")
+    clip = {"type": "video", "video": tmp_path, "fps": 1.0}
+    turns = model.processor.messages([{"role": "user", "content": [clip, {"type": "text", "text": "When?"}]}])
+    rule = model.processor.rule(image_tokens=64)
+    assert model.processor.chat(turns, rule=rule).image_tokens <= 64
+    with pytest.raises(UsageError, match="found 40 for 8; expected at least 64, or --max-frames 4"):
+        model.processor.chat(turns, rule=model.processor.rule(image_tokens=40))
 
 
 def test_several_pictures_are_numbered(pair: tuple[Any, Model]) -> None:

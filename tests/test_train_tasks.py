@@ -158,7 +158,8 @@ def test_bad_views(tmp_path: Path) -> None:
 
     assert fault().startswith("set:4: objects.view is None")
     assert "objects.view" in fault(objects={**good["objects"], "view": ["UP"]})
-    assert "0 views for 1 boxes" in fault(objects={**good["objects"], "view": []})
+    assert "expected 0 boxes, one for each view" in fault(objects={**good["objects"], "view": []})
+    assert "objects.bbox is 5" in fault(objects={"ref": ["car"], "bbox": 5, "view": ["FRONT"]})
     assert "views is ['FRONT']" in fault(views={"FRONT": "FRONT.png"})
     outside = {"ref": ["car"], "bbox": [[0, 0, 161, 90]], "view": ["BACK"]}
     assert "within 160x90 pixels" in fault(objects=outside)

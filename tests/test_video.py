@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from PIL import Image
 from eyespot import limits, video
 from eyespot.errors import EyespotError, UsageError
 from eyespot.video import open_clip
+from training import ENV
 
 UNEVEN = [0, 40, 80, 200, 210, 600, 640, 1000, 1100, 1900]  # milliseconds
 
@@ -31,7 +34,7 @@ def film(path: Path, stamps: list[int], size: tuple[int, int] = (64, 48), codec:
         if turn:
             stream.set_display_rotation(turn)
         for i, stamp in enumerate(stamps):
-            pixels = np.full((size[1], size[0], 3), 20 * i, np.uint8)
+            pixels = np.full((size[1], size[0], 3), 20 * i % 256, np.uint8)
             if turn:
                 pixels[: size[1] // 2, : size[0] // 2] = 255
             frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
@@ -57,6 +60,31 @@ def test_times_of_a_variable_rate_are_the_files(tmp_path: Path, codec: str) -> N
     assert greys(clip, list(range(10))) == list(range(10))
     for chosen in ([9], [0, 9], [3, 4, 8], [5, 5], [2, 6, 9]):
         assert greys(clip, chosen) == chosen
+
+
+REORDERED = [("ts", "libx264"), ("ts", "mpeg2video"), ("avi", "libx264"), ("avi", "mpeg4"), ("mpg", "mpeg2video")]
+
+
+@pytest.mark.parametrize("frames_between", [0, 2])
+@pytest.mark.parametrize(("kind", "codec"), REORDERED)
+def test_frames_that_are_stored_in_another_order(tmp_path: Path, kind: str, codec: str, frames_between: int) -> None:
+    """Containers that are sought by decoding time, or have no time of showing: the frame is the one asked for."""
+    path = tmp_path / f"a.{kind}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = 12, frames_between
+        stream.codec_context.thread_count = 1
+        for i in range(40):
+            pixels = np.zeros((6, 8, 8, 8, 3), np.uint8)  # rows and columns of blocks, of which number i is white
+            pixels[i // 8, :, i % 8] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.reshape(48, 64, 3), "rgb24")))
+        container.mux(stream.encode())
+    clip = open_clip(path)
+    assert clip.times == pytest.approx([i / 25 for i in range(40)], abs=1e-3)
+    for chosen in ([0], [3, 20, 38], [13, 14], [25], [39], list(range(40))):
+        frames = (np.asarray(frame).reshape(6, 8, 8, 8, 3).mean((1, 3, 4)) for frame in clip.read(chosen))
+        assert [int(frame.argmax()) for frame in frames] == chosen
 
 
 def test_a_clip_that_begins_late_begins_at_zero(tmp_path: Path) -> None:
@@ -203,6 +231,71 @@ def test_damage_in_the_middle_is_an_error_or_a_frame(tmp_path: Path) -> None:
             told.append(str(error))
     assert told  # most are broken
     assert not any("\n" in line for line in told)
+
+
+STRESS = """
+import faulthandler, random, sys
+from eyespot.errors import EyespotError
+from eyespot.video import open_clip
+
+faulthandler.dump_traceback_later(60, exit=True)
+whole, path, rng = open(sys.argv[1], "rb").read(), sys.argv[2], random.Random(2)
+for _ in range(25):
+    damaged = bytearray(whole)
+    for _ in range(8):
+        damaged[rng.randrange(8, len(damaged))] = rng.randrange(256)
+    open(path, "wb").write(damaged)
+    try:
+        clip = open_clip(path)
+        list(clip.read(range(0, len(clip.times), 7)))
+    except EyespotError:
+        pass
+print("done")
+"""
+
+
+def test_damage_that_decoder_threads_tell_of_does_not_hang(tmp_path: Path) -> None:
+    """Messages of FFmpeg's threads must not wait for the thread that waits for them."""
+    whole = film(tmp_path / "whole.mp4", [40 * i for i in range(60)], codec="libx264")
+    command = [sys.executable, "-c", STRESS, str(whole), str(tmp_path / "z.mp4")]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def gif(path: Path, sizes: list[tuple[int, int]], duration: int | None = None) -> Path:
+    frames = [Image.new("P", size, i + 1) for i, size in enumerate(sizes)]
+    extra = {} if duration is None else {"duration": duration}
+    frames[0].save(path, save_all=True, append_images=frames[1:], optimize=False, disposal=2, **extra)
+    return path
+
+
+def test_a_gif_cut_off_anywhere_is_an_error_or_a_clip(tmp_path: Path) -> None:
+    whole, told = gif(tmp_path / "whole.gif", [(10, 10)] * 3, 50).read_bytes(), 0
+    for length in range(len(whole)):
+        (tmp_path / "cut.gif").write_bytes(whole[:length])
+        try:
+            clip = open_clip(tmp_path / "cut.gif")
+            list(clip.read(range(len(clip.times))))
+        except EyespotError:
+            told += 1
+    assert told > len(whole) / 4
+
+
+def test_frames_larger_than_their_animation_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header says 10 x 10; the second frame's own descriptor says 400 x 400."""
+    data = bytearray(gif(tmp_path / "a.gif", [(10, 10)] * 2, 50).read_bytes())
+    second = data.index(b"\x2c", data.index(b"\x2c", 13) + 1)
+    data[second + 5 : second + 9] = (400).to_bytes(2, "little") * 2
+    (tmp_path / "b.gif").write_bytes(data)
+    monkeypatch.setattr(limits, "IMAGE_PIXELS", 300 * 300)
+    with pytest.raises(EyespotError, match="400x400"):
+        open_clip(tmp_path / "b.gif")
+
+
+def test_an_animation_without_durations_has_those_of_browsers(tmp_path: Path) -> None:
+    clip = open_clip(gif(tmp_path / "a.gif", [(8, 8)] * 5))
+    assert clip.times == pytest.approx((0, 0.1, 0.2, 0.3, 0.4))
+    assert clip.end == pytest.approx(0.5)
 
 
 def test_a_film_of_few_keyframes_is_not_decoded_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,8 @@ def _listed(inside: str) -> list[tuple[int, int, int, int]] | None:
 # What models say
 
 FENCE = re.compile(r"```(?:json)?\s*(.*?)(?:```|$)", re.DOTALL)
-OBJECT = re.compile(r"\{[^{}]*\}")  # of a list that breaks off, those that are whole
+BEGIN = re.compile(r"[\[{]")
+MOST_BROKEN = 200  # brackets that begin no JSON, each of which may cost a look at all the rest
 BARE = re.compile(r"\[\s*(-?\d{1,9}(?:\.\d{1,9})?)" + 3 * r"\s*,\s*(-?\d{1,9}(?:\.\d{1,9})?)" + r"\s*\]")
 KEYS = {"bbox_2d": 4, "bbox": 4, "point_2d": 2}
 MOST_TEXT = 1 << 16  # characters of an answer that are looked through
@@ -154,15 +155,15 @@ def read(
     place = to_picture or per_mille
     if any(f'"{key}"' in text for key in KEYS):
         for entry in _objects(text):
-            key = next((key for key in KEYS if key in entry), None)
-            numbers = entry.get(key) if key else None
-            if key is None:
-                continue
+            key = next(key for key in KEYS if key in entry)
+            numbers = entry[key]
             if not (isinstance(numbers, list) and len(numbers) == KEYS[key] and all(map(_finite, numbers))):
                 faults.append(f"{key} is {one_line(json.dumps(numbers), 60)}, expected {KEYS[key]} numbers")
                 continue
             name = entry.get("label")
             add(numbers, name if isinstance(name, str) else "", place)
+        if not found and not faults:
+            faults.append("an answer that speaks of boxes has none that can be read: its JSON is cut off or malformed")
         return found, faults
     for match in BARE.finditer(text):
         add([float(n) for n in match.groups()], "", place)
@@ -173,20 +174,26 @@ def _finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e9
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects of an answer: of a fence or of all of it, a list or one by one where the list is not whole."""
-    fenced = FENCE.search(text)
-    inner = fenced[1] if fenced else text[text.find("[") if "[" in text.partition("{")[0] else max(text.find("{"), 0) :]
-    try:
-        whole = json.loads(inner.strip())
-        listed = whole if isinstance(whole, list) else [whole]
-        return [entry for entry in listed if isinstance(entry, dict)]
-    except (ValueError, RecursionError):
-        found = []
-        for match in OBJECT.finditer(inner):
-            try:
-                entry = json.loads(match[0])
-            except (ValueError, RecursionError):
-                continue
-            found.append(entry)
-        return found
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of an answer that have one of KEYS, at any depth: of its fences, or of all of it."""
+    for part in FENCE.findall(text) or [text]:
+        for value in _values(part):
+            todo = [value]
+            while todo:
+                at = todo.pop()
+                if isinstance(at, dict) and KEYS.keys() & at.keys():
+                    yield at
+                elif isinstance(at, dict | list):
+                    todo += reversed(list(at.values()) if isinstance(at, dict) else at)
+
+
+def _values(text: str) -> Iterator[Any]:
+    """The JSON lists and objects in a text; of one that breaks off, those in it that are whole."""
+    decoder, at, broken = json.JSONDecoder(), 0, 0
+    while (begin := BEGIN.search(text, at)) is not None and broken < MOST_BROKEN:
+        try:
+            value, at = decoder.raw_decode(text, begin.start())
+        except (ValueError, RecursionError):
+            at, broken = begin.end(), broken + 1
+        else:
+            yield value

@@ -271,7 +271,7 @@ def _kept(width: int, height: int, side: int, grid: Grid) -> tuple[int, int]:
     nothing: "effective" and "wasted" resolution."""
     across, down = grid[0] * side, grid[1] * side
     scale = min(across / width, down / height)
-    kept = min(int(width * scale) * int(height * scale), width * height)
+    kept = min(max(1, int(width * scale)) * max(1, int(height * scale)), width * height)
     return kept, across * down - kept
 
 

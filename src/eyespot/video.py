@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 STILLS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 MOVING = {".gif", ".webp"}
 RATE = 1.0  # frames a second of a directory, when nobody says
+UNTIMED = 100  # milliseconds of a frame of an animation that names none, as browsers show it
+UNSOUGHT = ("mpeg",)  # formats whose times are guesses after a seek
+
+
+Key = tuple[int, int]  # of a keyframe: when it is shown, and when decoded, by which most containers are sought
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +114,21 @@ def shrunk(image: Image, count: int) -> Image:
 
 
 def _animation(path: Path) -> Clip:
-    """Its header is checked before a pixel is read."""
-    moving = images.opened(path)
-    total = int(getattr(moving, "n_frames", 1))
-    if total > limits.VIDEO_FRAMES or total * moving.width * moving.height > limits.VIDEO_PIXELS:
-        raise EyespotError(f"{path}: too large", found=f"{total} frames, {moving.width}x{moving.height}")
-    times, at = [], 0.0
+    """Each frame's size is checked before its pixels are read: it may be larger than the header says."""
     with _decoding(path):
+        moving = images.opened(path)
+        total = int(getattr(moving, "n_frames", 1))
+        if total > limits.VIDEO_FRAMES:
+            raise EyespotError(f"{path}: too large", found=f"{total} frames", expected=f"at most {limits.VIDEO_FRAMES}")
+        times, at, pixels = [], 0.0, 0
         for i in range(total):
             moving.seek(i)
+            pixels += moving.width * moving.height
+            if pixels > limits.VIDEO_PIXELS or moving.width * moving.height > limits.IMAGE_PIXELS:
+                raise EyespotError(f"{path}: too large", found=f"{total} frames, {moving.width}x{moving.height}")
             moving.load()  # a WebP tells how long a frame lasts when it is decoded
             times.append(at)
-            at += moving.info.get("duration", 0) / 1000
+            at += (moving.info.get("duration") or UNTIMED) / 1000
 
     def read(numbers: Sequence[int]) -> Iterator[Image]:
         for number in numbers:
@@ -136,7 +144,9 @@ def _animation(path: Path) -> Clip:
 def _decoding(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, ValueError, SyntaxError) as error:
+    except EyespotError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever comes up in a damaged file
         raise EyespotError(f"{path}: cannot be decoded ({error})", cause="cut off or corrupted") from None
 
 
@@ -150,7 +160,7 @@ def _av() -> Any:
         raise MissingPackage(
             "films need PyAV", cause="pip install eyespot[video]; a directory of frames does without"
         ) from None
-    av.logging.set_level(av.logging.PANIC)  # what is wrong is told by us, in one line
+    av.logging.set_level(None)  # a level, be it PANIC, has decoder threads wait for Python's lock: a deadlock
     return av
 
 
@@ -180,7 +190,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 def _film(path: Path) -> Clip:
     """Its packets are listed, only the first is decoded: times are the file's own, so a variable rate stays exact."""
     stamps: list[int] = []
-    keys: list[int] = []
+    keys: list[Key] = []
     last = 0
     with _opened(path) as (container, stream):
         for packet in container.demux(stream):
@@ -188,7 +198,7 @@ def _film(path: Path) -> Clip:
                 continue  # the end, or a packet that shows nothing
             stamps.append(packet.pts)
             if packet.is_keyframe:
-                keys.append(packet.pts)
+                keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
             last = max(last, packet.pts + (packet.duration or 0))
             if len(stamps) > limits.FILM_FRAMES:
                 raise EyespotError(
@@ -202,30 +212,41 @@ def _film(path: Path) -> Clip:
     first = stamps[0]
     times = tuple(float((stamp - first) * base) for stamp in stamps)
     end = max(float((last - first) * base), times[-1])
-    shown = next(_frames(path, stamps[:1], keys))
-    return Clip(path.name, times, end, shown.size, lambda numbers: _frames(path, [stamps[i] for i in numbers], keys))
+    shown = next(_frames(path, stamps, keys, [0]))
+    return Clip(path.name, times, end, shown.size, lambda numbers: _frames(path, stamps, keys, numbers))
 
 
-def _frames(path: Path, stamps: Sequence[int], keys: Sequence[int]) -> Iterator[Image]:
-    """The frames shown at these times, which rise; from the nearest keyframe on where that is further."""
+def _frames(
+    path: Path, stamps: Sequence[int], keys: Sequence[Key], numbers: Sequence[int], seeks: bool = True
+) -> Iterator[Image]:
+    """The frames of these numbers, which rise, of a film whose frames are shown at `stamps`; from the nearest keyframe
+    on where that is further. seeks: or else from the beginning: where the container leads elsewhere."""
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
+        # AVI knows no times but the decoder's: a codec that shows frames in another order has only that order.
+        ordered = container.format.name == "avi" and stream.codec_context.has_b_frames
+        seeks = seeks and not ordered and container.format.name not in UNSOUGHT
         at: int | None = None  # of the last decoded frame
-        frames: Iterator[Any] = iter(())
+        frames: Iterator[Any] = container.decode(stream)
         frame: Any = None
-        decoded = 0  # pixels
-        for stamp in stamps:
-            key = keys[max(0, bisect_right(keys, stamp) - 1)] if keys else stamp
-            if at is None or key > at:
-                container.seek(key, stream=stream, backward=True)
+        count = pixels = 0  # that were decoded
+        for done, number in enumerate(numbers):
+            stamp = stamps[number]
+            key = bisect_right(keys, stamp, key=lambda k: k[0]) - 1
+            sought = seeks and key >= 0 and (at is None or keys[key][0] > at)
+            if sought:
+                container.seek(keys[key][1], stream=stream, backward=True)
                 frames, at = container.decode(stream), None
             while at is None or at < stamp:
                 frame = next(frames, None)
-                if frame is None:
+                if frame is None and not sought:
                     raise EyespotError(f"{path.name}: a frame cannot be decoded", cause="cut off or corrupted")
-                at = frame.pts
-                decoded += frame.width * frame.height
-                if decoded > limits.FILM_PIXELS:
+                if frame is None or (at is None and sought and (frame.pts is None or frame.pts > stamp)):
+                    yield from _frames(path, stamps, keys, numbers[done:], seeks=False)
+                    return
+                at = stamps[min(count, len(stamps) - 1)] if ordered else frame.pts
+                count, pixels = count + 1, pixels + frame.width * frame.height
+                if pixels > limits.FILM_PIXELS:
                     raise EyespotError(f"{path.name}: too much to decode", cause="few keyframes: cut a part of it")
             if at != stamp:
                 raise EyespotError(f"{path.name}: a frame is missing", cause="cut off or corrupted")

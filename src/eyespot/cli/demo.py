@@ -31,20 +31,20 @@ def command(
 ) -> None:
     """Compile eyespot-nano, ask it three questions about a picture, find an object and draw its box."""
     from eyespot import images
-    from eyespot.checkpoint import local, open_checkpoint
+    from eyespot.checkpoint import open_checkpoint
+    from eyespot.checkpoint.source import EMBEDDED
     from eyespot.compile import Options, compile_model
     from eyespot.errors import UsageError
     from eyespot.run.draw import draw
     from eyespot.run.model import load
 
-    if not local(MODEL).exists():
-        raise UsageError(f"{MODEL} is not in this package", cause="it is still being trained: recipes/nano")
-    picture = images.load(image or local(MODEL) / PICTURE)
+    checkpoint = EMBEDDED[MODEL]  # whatever the working directory has of that name
+    picture = images.load(image or checkpoint / PICTURE)
     record: dict[str, object] = {"model": MODEL, "scheme": scheme, "picture": picture.name, "answers": []}
     told = (lambda text: None) if as_json else print
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        made = compile_model(open_checkpoint(MODEL), Path(folder) / "bundle", Options(scheme=scheme))
+        made = compile_model(open_checkpoint(checkpoint), Path(folder) / "bundle", Options(scheme=scheme))
         record |= {"bundle_bytes": made.bundle_bytes, "compile_s": time.perf_counter() - started}
         size = f"{made.bundle_bytes / 1e6:.1f} MB, {made.bits_per_weight:.1f} bits a weight"
         told(f"{MODEL}: compiled in {time.perf_counter() - started:.1f} s, {size}\n{picture.name}:")

@@ -9,6 +9,7 @@ import typer
 
 SET = typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, instead of what it says; may be repeated.")
 EXPORT = typer.Option("--export", help="Only write the newest checkpoint as a model, to OUT/model-STEP.")
+SKIP_BAD = typer.Option("--skip-bad", help="Count bad records and take the next ones, as skip_bad: true does.")
 
 
 def command(
@@ -17,9 +18,11 @@ def command(
     ],
     set: Annotated[list[str] | None, SET] = None,
     export: Annotated[bool, EXPORT] = False,
+    skip_bad: Annotated[bool, SKIP_BAD] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
 ) -> None:
     """Train a small model on what a larger one says: hidden states of its eyes, or its predictions."""
     from eyespot.cli.recipe import carry_out
 
-    carry_out(recipe, set or (), export, as_json, teacher=True)
+    skipping = ["skip_bad=true"] if skip_bad else []
+    carry_out(recipe, [*(set or ()), *skipping], export, as_json, teacher=True)

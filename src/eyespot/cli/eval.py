@@ -40,12 +40,15 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Score models on a set of questions, by task."""
+    from eyespot.checkpoint import local
     from eyespot.cli.progress import progress
     from eyespot.errors import UsageError
     from eyespot.evaluate import evaluate, load_set, pictures
     from eyespot.evaluate.report import report
 
     samples = load_set(data, task or (), limit, circular)
+    if scheme and all(_ready(local(m)) for m in model):
+        raise UsageError("--scheme compiles checkpoints", found="bundles alone", expected="a checkpoint among them")
     contestants = [c for m in model for c in _contestants(m, scheme or (), out)]
     names = [name for name, _ in contestants]
     if len(set(names)) < len(names):
@@ -70,30 +73,41 @@ def command(
 
 
 def _contestants(model: str, schemes: Sequence[str], out: Path) -> Iterator[tuple[str, Path]]:
-    """Name and place of a bundle, or of a checkpoint and the bundles of it, which are compiled below `out`."""
-    from eyespot.bundle.read import MANIFEST
+    """Name and place of a bundle, or of a checkpoint and the bundles of it, which are compiled below `out`. The float
+    model is the checkpoint itself where transformers and a training know its layout, else a bundle of float32."""
+    from eyespot import families
     from eyespot.checkpoint import local, open_checkpoint
     from eyespot.compile import Options, compile_model
 
     path = local(model)
     whole = path.resolve()
     name = whole.parent.name if whole.name == "model" else whole.name  # a stage leaves OUTPUT_DIR/model
-    if os.path.isfile(path / MANIFEST) or not os.path.exists(path):  # load() tells what is wrong with neither
+    if _ready(path):
         yield name, path
         return
-    yield f"{name}-float", path
-    for scheme in schemes:
+    checkpoint = open_checkpoint(path)
+    options = {scheme: Options(scheme=scheme) for scheme in schemes}
+    if checkpoint.config.get("architectures") in [[name] for name in families.TRAINED]:
+        yield f"{name}-float", path
+    else:
+        options = {"float": Options(scheme="f32", vision_scheme="f32", kv_cache="f32"), **options}
+    for scheme, chosen in options.items():
         bundle = out / f"{name}-{scheme}" / "bundle"
-        compile_model(open_checkpoint(path), bundle, Options(scheme=scheme))
+        compile_model(checkpoint, bundle, chosen)
         yield f"{name}-{scheme}", bundle
+
+
+def _ready(path: Path) -> bool:
+    """Whether it is a bundle, or nothing at all: load() tells what is wrong with that."""
+    from eyespot.bundle.read import MANIFEST
+
+    return os.path.isfile(path / MANIFEST) or not os.path.exists(path)
 
 
 @contextmanager
 def opened(path: Path, max_tokens: int, threads: int) -> Iterator[tuple[Generate, str]]:
     """generate(messages) of the model at `path`, at temperature 0, and what tells its answers from another's."""
-    from eyespot.bundle.read import MANIFEST
-
-    if os.path.exists(path) and not os.path.isfile(path / MANIFEST):
+    if not _ready(path):
         from eyespot.checkpoint import open_checkpoint
         from eyespot.cli.extras import needs
 

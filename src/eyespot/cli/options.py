@@ -17,8 +17,11 @@ Image = Annotated[list[str] | None, flag("--image", metavar="PATH", help="A pict
 Audio = Annotated[str | None, flag("--audio", metavar="FILE", help="A spoken instruction; comes after -p, if any.")]
 AudioModel = Annotated[str | None, flag("--audio-model", metavar="DIR", help="A speech model of sherpa-onnx.")]
 Video = Annotated[str | None, flag("--video", metavar="PATH", help="A film, an animation, or a directory of frames.")]
-Fps = Annotated[float | None, flag("--fps", help="Frames a second to show of it.  [default: --max-frames, evenly]")]
-MaxFrames = Annotated[int | None, flag("--max-frames", least=1, help="Most frames to show of it.  [default: 8]")]
+Fps = Annotated[float | None, flag("--fps", help="Frames a second to show of it.  [default: evenly; Qwen: 2]")]
+MaxFrames = Annotated[
+    int | None, flag("--max-frames", least=1, help="Most frames to show of it.  [default: 8; Qwen: 256]")
+]
+FrameRate = Annotated[float | None, flag("--frame-rate", help="Frames a second that a directory holds.  [default: 1]")]
 VideoStart = Annotated[float | None, flag("--video-start", help="Seconds where the part to be shown begins.")]
 VideoEnd = Annotated[float | None, flag("--video-end", help="Seconds where it ends.")]
 View = Annotated[

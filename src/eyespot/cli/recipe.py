@@ -95,6 +95,8 @@ def _show(result: Result) -> None:
 
     if result.made is not None:
         print(f"{result.made['parameters'] / 1e6:.2f} M parameters, vocabulary of {result.made['vocabulary']}")
+        if left_out := result.made.get("skipped"):
+            print(f"eyespot: warning: {left_out} bad records were left out", file=sys.stderr)
     if (ended := result.ended) is not None:
         for skipped in ended.skipped[:8]:
             line(f"eyespot: warning: left out: {skipped}", sys.stderr)

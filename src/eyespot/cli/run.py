@@ -24,6 +24,7 @@ def command(
     video: o.Video = None,
     fps: o.Fps = None,
     max_frames: o.MaxFrames = None,
+    frame_rate: o.FrameRate = None,
     video_start: o.VideoStart = None,
     video_end: o.VideoEnd = None,
     system: o.System = None,
@@ -69,9 +70,13 @@ def command(
         raise UsageError(
             "--video and --view are what the question is about", expected="one, with no --image and no --raw"
         )
-    clip = {"fps": fps, "max_frames": max_frames, "start": video_start, "end": video_end}
+    clip = {"fps": fps, "max_frames": max_frames, "start": video_start, "end": video_end, "rate": frame_rate}
     if video is None and any(value is not None for value in clip.values()):
-        raise UsageError("--fps, --max-frames, --video-start and --video-end are about a clip", expected="--video")
+        raise UsageError(
+            "--fps, --max-frames, --frame-rate, --video-start and --video-end are about a clip", expected="--video"
+        )
+    if frame_rate is not None and not os.path.isdir(str(video)):
+        raise UsageError("--frame-rate is of a directory of frames", found=video, cause="a film knows its own")
     shown: dict[str, Any] | None = None
     if video is not None:
         shown = {"type": "video", "video": video, **clip}
@@ -94,13 +99,14 @@ def command(
                 if not as_json:
                     o.show(piece, sys.stdout)
         answer = stream.answer
+        if answer is None:
+            raise EyespotError("there was no answer")
+        # First what took long to make; the files below may fail.
+        o.line(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "", sys.stdout)
         if trace is not None:
             loaded.cache.timeline.write(trace)
-        if prompt_cache is not None and answer is not None:
+        if prompt_cache is not None:
             loaded.save_prompt(prompt_cache)
-    if answer is None:
-        raise EyespotError("there was no answer")
-    o.line(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "", sys.stdout)
     for fault in answer.box_faults:
         o.line(f"eyespot: {fault}", sys.stderr)
     if draw is not None:

@@ -58,6 +58,12 @@ def command(
 
     if (recipe is None) == (check_data is None):
         raise UsageError("nothing to train, or too much", expected="RECIPE, or --check-data SET")
+    checking = {"--format": format, "--root": root, "--tokenizer": tokenizer, "--ctx-size": ctx_size,
+                "--max-tiles": max_tiles, "--quick": quick or None, "--no-page": no_page or None}  # fmt: skip
+    training = {"--set": set, "--export": export or None}
+    idle = [flag for flag, given in (checking if recipe else training).items() if given is not None]
+    if idle:
+        raise UsageError(f"{', '.join(idle)} without effect here", expected="--check-data" if recipe else "RECIPE")
     if recipe is not None:
         from eyespot.cli.recipe import carry_out
 

@@ -15,7 +15,7 @@ from eyespot.families.blocks import Built, Request
 from eyespot.families.config import Fields, Findings
 from eyespot.program import verify
 
-__all__ = ["REGISTRY", "Built", "build", "supported"]
+__all__ = ["REGISTRY", "TRAINED", "Built", "build", "supported"]
 
 REGISTRY: dict[str, Callable[[Request], Built]] = {
     "Qwen2ForCausalLM": qwen2.build,
@@ -28,6 +28,8 @@ REGISTRY: dict[str, Callable[[Request], Built]] = {
     "Qwen2_5_VLForConditionalGeneration": qwen2_5_vl.build,
     "BlueLMVForConditionalGeneration": bluelm_v.build,
 }
+
+TRAINED = ("InternVLForConditionalGeneration", "BlueLMVForConditionalGeneration")  # of these, those that train/ takes
 
 
 def supported() -> tuple[str, ...]:

@@ -53,13 +53,11 @@ CONVERSATIONS = {
     ),
     "internvl2_5": Conversation(SYSTEM_2_5, end="<|im_end|>\n"),
 }
-# A message's pictures come first: one as "<image>\n", several as "Image-1: <image>\n" and so on.
+# A picture is "<image>\n" where it stands; what numbers several is text before them.
 CONTENT = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% set pictures = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
-    "{% for picture in pictures %}{% if pictures | length > 1 %}Image-{{ loop.index }}: {% endif %}"
-    "<image>\n{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
 )
 
 

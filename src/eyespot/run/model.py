@@ -187,17 +187,13 @@ class Model:
     def _check_room(self, prompt: Prompt, before: int) -> None:
         tokens, image, room = len(prompt.ids), prompt.image_tokens, self.ctx_size
         if tokens <= room:
-            last, most = prompt.last_position, self.bundle.program.info.max_position
-            if last >= most:  # time is a position: a few frames of a long clip may stand far apart
-                raise EyespotError(
-                    "the prompt ends past the model's positions", found=f"position {last}",
-                    expected=f"below {most}", cause="a long clip: ask about a part of it (--video-start, --video-end)",
-                )  # fmt: skip
             return
         if before and tokens - before <= room:
             cause = "the conversation is long: drop() its last turn or reset() it (/drop, /reset)"
         elif self.bundle.program.ctx > room:
             cause = f"ctx_size was set below the {self.bundle.program.ctx} that the bundle was compiled for"
+        elif any(placed.picture.frame_pairs > 1 for placed in prompt.pictures):
+            cause = "many frames: lower --max-frames or --image-tokens, or compile with a larger --ctx-size"
         elif image:
             cause = "large pictures: lower --image-tokens (image_tokens=), or compile with a larger --ctx-size"
         else:

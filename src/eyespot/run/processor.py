@@ -41,6 +41,7 @@ ROLES = ("system", "user", "assistant")
 FRAMES = 8  # of a clip, when nobody says: as in InternVL's model cards
 LEAST_OF_A_PAIR = 16  # tokens of two frames, however many there are
 BATCH = 4  # tiles that are prepared while others are encoded, as in BlueLM-V
+CLIP_OPTIONS = frozenset({"fps", "max_frames", "start", "end", "rate"})
 NUMBERED = 4096  # pictures whose keys are remembered
 
 
@@ -92,10 +93,6 @@ class Prompt:
     @property
     def image_tokens(self) -> int:
         return sum(placed.rows for placed in self.pictures)
-
-    @property
-    def last_position(self) -> int:
-        return len(self.ids) - 1 if self.positions is None else int(self.positions.max(initial=-1))
 
     def extended(self, text: str, ids: Sequence[int]) -> Prompt:
         """This prompt and an answer to it; `text` marked."""
@@ -159,7 +156,7 @@ class Processor:
         """Checked messages of a prompt, which is the user's text or a list of {"role", "content"}.
 
         content: a string, or parts {"type": "text", "text"}, {"type": "image", "image": path, bytes or PIL image} and
-        {"type": "video", "video": path, "fps", "max_frames", "start", "end"}
+        {"type": "video", "video": path, "fps", "max_frames", "start", "end", "rate"}
         and {"type": "views", "views": {camera: path}}.
         pictures: of the user's text, or of the last user message.
         """
@@ -169,14 +166,18 @@ class Processor:
         last = max((i for i, m in enumerate(raw) if m.get("role") == "user"), default=-1)
         if pictures and last < 0:
             raise UsageError("pictures without a user message")
-        return [self.message(m.get("role"), m.get("content"), pictures if i == last else ()) for i, m in enumerate(raw)]
+        made: list[Message] = []
+        for i, m in enumerate(raw):
+            before = sum(len(message.pictures) for message in made)
+            made.append(self.message(m.get("role"), m.get("content"), pictures if i == last else (), before))
+        return made
 
-    def message(self, role: Any, content: Any, pictures: Sequence[Source] = ()) -> Message:
-        """One checked message; reads its pictures."""
+    def message(self, role: Any, content: Any, pictures: Sequence[Source] = (), before: int = 0) -> Message:
+        """One checked message; reads its pictures. before: pictures of the messages before it."""
         if role not in ROLES:
             raise UsageError("message of an unknown role", found=role, expected=", ".join(ROLES))
         if isinstance(content, str):
-            return self._compose(role, content, [images.load(p) for p in self._eyes(pictures)])
+            return self._compose(role, content, [images.load(p) for p in self._eyes(pictures)], before)
         if not isinstance(content, Sequence) or not all(isinstance(p, Mapping) for p in content):
             raise UsageError("message content is malformed", expected="a text or a list of parts")
         loaded = [images.load(p) for p in self._eyes(pictures)]
@@ -206,7 +207,7 @@ class Processor:
                         expected='{"type": "text", "text": ...}, or of an image or a video',
                     )
         text = "".join(str(p["text"]) for p in content if p.get("type") == "text")
-        return self._arranged(role, text, loaded, parts)
+        return self._arranged(role, text, loaded, parts, before)
 
     def _stitched(self, views: Mapping[str, Source]) -> Picture:
         """Six cameras as one picture that knows them."""
@@ -217,17 +218,19 @@ class Processor:
         return replace(picture, name="six cameras", views=sizes)
 
     def _frames(self, source: Any, how: Mapping[str, Any]) -> list[Picture]:
-        """Frames of a clip as pictures of one tile, with their times. how: fps, max_frames, start, end; see Options."""
+        """Frames of a clip as pictures of one tile, with their times. how: CLIP_OPTIONS, in seconds and frames a
+        second; rate: of a directory."""
         self._eyes([source])
         if not isinstance(source, str | os.PathLike):
             raise UsageError("a clip has the wrong type", found=type(source).__name__, expected="a path")
-        if unknown := sorted(set(how) - {"fps", "max_frames", "start", "end"}):
-            raise UsageError("unknown option of a clip", found=unknown[0], expected="fps, max_frames, start, end")
+        if unknown := sorted(set(how) - CLIP_OPTIONS):
+            raise UsageError("unknown option of a clip", found=unknown[0], expected=", ".join(sorted(CLIP_OPTIONS)))
         given = {key: value for key, value in how.items() if value is not None}
         fps = real("fps", given["fps"], 1e-3, 1e3) if "fps" in given else None
         start, end = (real(key, given[key], 0, 1e9) if key in given else None for key in ("start", "end"))
         most = whole("max_frames", given.get("max_frames", FRAMES), 1, limits.IMAGES)
-        clip = open_clip(os.fspath(source))
+        rate = real("rate", given["rate"], 1e-3, 1e3) if "rate" in given else None
+        clip = open_clip(os.fspath(source), rate)
         numbers = clip.within(start, end)
         if self._axes:
             return [self._footage(clip, numbers, fps or 2.0, given.get("max_frames"))]
@@ -235,7 +238,7 @@ class Processor:
             if len(numbers) > most:  # the rule would show some frames of a shorter one twice, and others not at all
                 numbers = [numbers[i] for i in video.segments(len(numbers), most)]
         else:
-            numbers = video.at_rate(clip.times, numbers, fps, clip.ends(numbers) if end is None else end)
+            numbers = video.at_rate(clip.times, numbers, fps, min(clip.ends(numbers), end or clip.end))
             numbers = [numbers[i] for i in video.evenly(len(numbers), most)]
         loaded = zip(numbers, clip.read(numbers), strict=True)
         found = []
@@ -287,41 +290,42 @@ class Processor:
             raise UsageError("text is too long", found=len(text), expected=f"at most {limits.PROMPT_CHARS} characters")
         return self.tokenizer.mark(text)
 
-    def _compose(self, role: str, text: str, pictures: list[Picture]) -> Message:
+    def _compose(self, role: str, text: str, pictures: list[Picture], before: int) -> Message:
         rule = self.bundle.settings.image
         if rule is None or not pictures:
-            return self._arranged(role, text, [], [{"type": "text", "text": self.mark(text)}])
+            return self._arranged(role, text, [], [{"type": "text", "text": self.mark(text)}], before)
         written = text.count(rule.placeholder)
         if written == 0:
             parts = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": self.mark(text)}]
-            return self._arranged(role, text, pictures, parts)
+            return self._arranged(role, text, pictures, parts, before)
         if written != len(pictures):
             raise UsageError(
                 f"the text has {written} {rule.placeholder} for {len(pictures)} pictures",
                 expected="one each, or none and the pictures come first",
             )
         content = self.tokenizer.mark(text, keep=rule.placeholder)
-        return self._arranged(role, text, pictures, [{"type": "text", "text": content}])
+        return self._arranged(role, text, pictures, [{"type": "text", "text": content}], before)
 
-    def _arranged(self, role: str, text: str, pictures: list[Picture], parts: list[dict[str, str]]) -> Message:
-        """The message with its parts as the template takes them."""
+    def _arranged(
+        self, role: str, text: str, pictures: list[Picture], parts: list[dict[str, str]], before: int
+    ) -> Message:
+        """The message with its parts as the template takes them, several pictures numbered as the authors do it."""
         shown = sum(part["type"] == "image" for part in parts)
+        if shown > 1:
+            label = "Picture {}: " if self._axes else "Image-{}: "
+            numbers = itertools.count(before + 1)
+            parts = [{"label": label.format(next(numbers)), **p} if p["type"] == "image" else p for p in parts]
         if self.dialect.takes_pictures if shown else not self.dialect.takes_strings:
-            if self._axes and shown > 1:  # as the authors' template does with add_vision_id
-                numbers = itertools.count(1)
-                parts = [p | {"label": f"Picture {next(numbers)}: "} if p["type"] == "image" else p for p in parts]
             split = (
                 [{"type": "text", "text": p["label"]}, {"type": "image"}] if p.get("label") else [p] for p in parts
             )
             return Message(role, text, tuple(pictures), [part for pair in split for part in pair])
-        rule, content, number = self.bundle.settings.image, "", 0
+        rule, content = self.bundle.settings.image, ""
         for part in parts:
             if part["type"] == "text":
                 content += part["text"]
             elif rule is not None:
-                number += 1
-                label = part.get("label", f"Image-{number}: " if shown > 1 else "")
-                content += label + rule.placeholder + "\n"
+                content += part.get("label", "") + rule.placeholder + "\n"
         return Message(role, text, tuple(pictures), content)
 
     # Prompts
@@ -392,7 +396,7 @@ class Processor:
         keys, placed = long.astype(np.int64), []
         for place, picture, cut in zip(places, fresh, cuts, strict=True):
             at, rows = int(starts[place]), int(repeats[place])
-            keys[at : at + rows] = -1 - (self._number(picture, cut) << 32) - np.arange(rows)
+            keys[at : at + rows] = -1 - (self._number(picture.digest, cut) << 32) - np.arange(rows)
             placed.append(Placed(picture, cut, start + at, rows))
         if after:
             long, keys = np.concatenate([after.ids, long]), np.concatenate([after.keys, keys])
@@ -428,6 +432,12 @@ class Processor:
             columns, rows = (length // side for length in placed.cut.tile)
             times = placed.rows // (columns * rows)
             seconds = np.array(placed.picture.times or (0.0,))
+            last, most = after + seconds.max() * rate, self.bundle.program.info.max_position
+            if last >= most and seconds.any():
+                raise EyespotError(
+                    f"{placed.picture.name} ends past the model's positions", found=f"position {last:.0f}",
+                    expected=f"below {most}", cause="time is a position: show a part (--video-start, --video-end)",
+                )  # fmt: skip
             grid = np.empty((times, rows, columns, 3), np.int64)
             grid[..., 0] = after + np.floor(seconds * rate + 1e-6).astype(np.int64)[:, None, None]
             grid[..., 1] = after + np.arange(rows)[:, None]
@@ -461,8 +471,14 @@ class Processor:
         rule = rule or self.bundle.settings.image.resolution
         if picture.time is not None and not isinstance(rule, Qwen):
             rule = resolution.other(rule, "fixed")
-        elif picture.frame_pairs > 1:  # what a picture may take is for all of them
-            rule = rule.within(max(LEAST_OF_A_PAIR, rule.most() // picture.frame_pairs))
+        elif (pairs := picture.frame_pairs) > 1:  # what a picture may take is for all of them
+            each, fit = rule.most() // pairs, rule.most() // LEAST_OF_A_PAIR
+            if fit < pairs and rule != self.bundle.settings.image.resolution:  # so somebody said how many
+                raise UsageError(
+                    f"{picture.name}: too few tokens for its frames", found=f"{rule.most()} for {2 * pairs}",
+                    expected=f"at least {LEAST_OF_A_PAIR * pairs}" + (f", or --max-frames {2 * fit}" if fit else ""),
+                )  # fmt: skip
+            rule = rule.within(max(LEAST_OF_A_PAIR, each))
         return rule.cut(picture.width, picture.height)
 
     def image_tokens(self, cut: Cut) -> int:
@@ -470,9 +486,9 @@ class Processor:
         image = self.bundle.settings.image
         return 0 if image is None else image.resolution.tokens(cut)
 
-    def _number(self, picture: Picture, cut: Cut) -> int:
+    def _number(self, digest: bytes, cut: Cut) -> int:
         """The same for the same pixels cut the same way, different for all others."""
-        key = (picture.digest, cut)
+        key = (digest, cut)
         with self._lock:
             if key not in self._numbers:
                 if len(self._numbers) >= NUMBERED:
@@ -496,10 +512,7 @@ class Processor:
     ) -> npt.NDArray[np.int64]:
         """Keys that another processor made, with the numbers that these pictures have here."""
         found = keys.copy()
-        own = {}
-        for number, (digest, cut) in pictures.items():
-            with self._lock:
-                own[number] = self._numbers.setdefault((digest, cut), next(self._counter))
+        own = {number: self._number(*picture) for number, picture in pictures.items()}
         mine = np.flatnonzero(keys < 0)
         row = (-1 - keys[mine]) & 0xFFFFFFFF
         new = np.array([own[n] for n in ((-1 - keys[mine]) >> 32).tolist()], np.int64)

@@ -65,10 +65,10 @@ def restore(model: Model, path: Path) -> int:
         pictures = json.loads(facts["pictures"])
         if str(len(keys)) != facts["tokens"] or len(keys) > limits.CONTEXT:
             raise ValueError("tokens")
-        known = model.processor.numbers_for({int(n): _picture(p) for n, p in pictures.items()}, keys)
         state = file.raw(STATE)
         if _hash(keys, state, facts["pictures"]) != facts["sha256"]:
             raise ValueError("the hash differs")
+        known = model.processor.numbers_for({int(n): _picture(p) for n, p in pictures.items()}, keys)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EyespotError(f"{path}: damaged ({type(error).__name__}: {error})", cause="delete it") from None
     model.cache.forget()

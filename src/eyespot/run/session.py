@@ -47,7 +47,7 @@ class Session:
         self._settle()
         started = time.perf_counter()
         processor = self.model.processor
-        user = processor.message("user", text, images)
+        user = processor.message("user", text, images, sum(len(m.pictures) for m in self.messages))
         read = time.perf_counter() - started if images else 0.0
         after = self._turns[-1][2] if self._turns else None
         prompt = processor.chat([*self.messages, user], after, self.model.rule(options))

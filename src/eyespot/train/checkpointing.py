@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,18 +25,19 @@ from eyespot import tensorfile
 from eyespot.errors import EyespotError
 from eyespot.files import sync
 from eyespot.tensorfile import TensorFile, read_json
-from eyespot.train.recipe import Recipe, as_json
+from eyespot.train.recipe import FREE, Recipe, as_json
 from eyespot.train.streams import State
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 1
+STEPS = frozenset({"max_steps", "num_train_epochs"})
 TEACHER = "teacher."  # parameters of a teacher are not the training's
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a training stands. tokens, seconds: it took; loss: of the last step; streams: where each one stands;
-    samples: of the set it learns from, 0 where that was not written down."""
+    samples: of the set it learns from, 0 where that was not written down; skipped: bad records that were left out."""
 
     step: int = 0
     tokens: int = 0
@@ -44,6 +45,7 @@ class Progress:
     loss: float = math.nan
     streams: Mapping[int, State] = field(default_factory=dict)
     samples: int = 0
+    skipped: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -115,6 +117,7 @@ def save(
         "seconds": at.seconds,
         "loss": at.loss,
         "samples": at.samples,
+        "skipped": at.skipped,
         "streams": [[at.streams[n].read, list(at.streams[n].held)] for n in sorted(at.streams)],
         "recipe": as_json(recipe),
     }
@@ -151,29 +154,37 @@ def progress(path: Path, recipe: Recipe, streams: int) -> Progress:
     """Where the training of a checkpoint stood. EyespotError when its recipe was another, naming the keys."""
     state = read_json(path / STATE)
     try:
-        theirs = state["recipe"]
         listed = [State(int(read), tuple(map(int, held))) for read, held in state["streams"]]
         took = int(state["step"]), int(state["tokens"]), float(state["seconds"]), float(state["loss"])
-        found = Progress(*took, dict(enumerate(listed)), int(state.get("samples", 0)))
+        skipped = tuple(map(str, state.get("skipped", ())))
+        found = Progress(*took, dict(enumerate(listed)), int(state.get("samples", 0)), skipped)
         if state["format"] != FORMAT:
             raise EyespotError(f"{path / STATE}: another format", found=state["format"], expected=FORMAT)
     except (KeyError, TypeError, ValueError) as error:
         raise EyespotError(f"{path / STATE}: malformed ({error!r})") from None
-    ours = json.loads(json.dumps(as_json(recipe)))
     # Steps may be added where the rate of those behind does not depend on their number.
     grows = recipe.lr_scheduler_type == "constant_with_warmup" and (recipe.warmup_steps or not recipe.warmup_ratio)
-    free = {"max_steps", "num_train_epochs"} if grows else set()
-    split = {"per_device_train_batch_size", "gradient_accumulation_steps"}  # only their product with processes counts
-    changed = [k for k in sorted({*ours, *theirs} - free - split) if ours.get(k) != theirs.get(k)]
-    if changed:
-        was = ", ".join(f"{key}: {theirs.get(key)!r:.40} became {ours.get(key)!r:.40}" for key in changed)
-        raise EyespotError(f"{path}: the recipe has changed", found=was, expected="the same, or another output_dir")
+    check_recipe(path, recipe, STEPS if grows else frozenset())
     if len(listed) != streams:
         raise EyespotError(
             f"{path}: the global batch has changed", found=streams, expected=len(listed),
             cause="per_device_train_batch_size x gradient_accumulation_steps x processes must stay",
         )  # fmt: skip
     return found
+
+
+def check_recipe(path: Path, recipe: Recipe, free: Set[str] = STEPS) -> None:
+    """EyespotError when a checkpoint's recipe was another, naming the keys; free: those that may differ."""
+    try:
+        theirs = dict(read_json(path / STATE)["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EyespotError(f"{path / STATE}: malformed ({error!r})") from None
+    ours = json.loads(json.dumps(as_json(recipe)))
+    split = {"per_device_train_batch_size", "gradient_accumulation_steps"}  # only their product with processes counts
+    changed = [k for k in sorted({*ours, *theirs} - free - split - FREE) if ours.get(k) != theirs.get(k)]
+    if changed:
+        was = ", ".join(f"{key}: {theirs.get(key)!r:.40} became {ours.get(key)!r:.40}" for key in changed)
+        raise EyespotError(f"{path}: the recipe has changed", found=was, expected="the same, or another output_dir")
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

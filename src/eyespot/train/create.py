@@ -17,7 +17,7 @@ from eyespot.errors import EyespotError
 from eyespot.families.internvl import CONTEXT_TOKEN, HF_TEMPLATE, IMAGE_PROCESSOR, MEAN, STD
 from eyespot.tensorfile import read_bytes
 from eyespot.train.data.encode import tokenizer_of
-from eyespot.train.data.sets import Dataset, records
+from eyespot.train.data.sets import Dataset, Skipped, records
 from eyespot.train.export import check, export
 from eyespot.train.recipe import ModelConfig, Recipe
 from eyespot.train.vocabulary import CHAT, PICTURES, english, spoken, train_tokenizer
@@ -26,12 +26,13 @@ END, PAD = CHAT[2], CHAT[0]
 
 
 def create(recipe: Recipe, data: Dataset | None, out: Path) -> dict[str, int]:
-    """Writes the model of recipe.model, or recipe.compose, to `out`; returns parameters and vocabulary.
+    """Writes the model of recipe.model, or recipe.compose, to `out`; returns parameters, vocabulary, and how many bad
+    records were left out.
 
     data: texts for the tokenizer. EyespotError for sizes that do not fit together, or a tokenizer without the marks of
     pictures and turns.
     """
-    model = recipe.model
+    model, skipped = recipe.model, Skipped() if recipe.skip_bad else None
     if model is None:
         from eyespot.train.bluelm_v import compose
 
@@ -42,7 +43,7 @@ def create(recipe: Recipe, data: Dataset | None, out: Path) -> dict[str, int]:
         return {"parameters": sum(p.numel() for p in vlm.parameters()), "vocabulary": vlm.config.text_config.vocab_size}
     if model.tokenizer_name_or_path is None:
         assert data is not None
-        texts = (*spoken(records(data, range(len(data)))), *english())
+        texts = (*spoken(records(data, range(len(data)), skipped)), *english())
         tokenizer = train_tokenizer(texts, model.vocab_size)
     else:
         path = model.tokenizer_name_or_path / "tokenizer.json"
@@ -60,7 +61,8 @@ def create(recipe: Recipe, data: Dataset | None, out: Path) -> dict[str, int]:
         raise EyespotError(f"model: {error}") from None
     _begin(vlm)
     export(vlm, _files(model, tokenizer), out, "float32")
-    return {"parameters": sum(p.numel() for p in vlm.parameters()), "vocabulary": vocabulary}
+    made = {"parameters": sum(p.numel() for p in vlm.parameters()), "vocabulary": vocabulary}
+    return made if skipped is None else made | {"skipped": skipped.total}
 
 
 def _config(model: ModelConfig, tokenizer: Tokenizer, vocabulary: int) -> Any:

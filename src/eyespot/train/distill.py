@@ -6,7 +6,9 @@ leaves open as settings; Hinton et al. (arXiv 1503.02531) for logits at a temper
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +151,32 @@ def open_tower(path: Path, size: int | None) -> tuple[nn.Module, Eye, int]:
         raise EyespotError(f"{path}: config.json is not an object")
     with quiet():
         try:
-            model: Any = transformers.AutoModel.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            model: Any
+            model, info = transformers.AutoModel.from_pretrained(
+                path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise EyespotError(f"{path}: cannot be loaded ({error})") from None
     tower = next((getattr(model, name) for name in ("vision_tower", "vision_model") if hasattr(model, name)), model)
-    sides = tower.config.image_size
-    own = sides if isinstance(sides, int) else sides[0]
+    kept = {f"{prefix}{name}" for prefix in ("", *_prefixes(model, tower)) for name in tower.state_dict()}
+    if missing := sorted(set(info["missing_keys"]) & kept):
+        raise EyespotError(f"{path}: {len(missing)} tensors of the eyes are missing", found=", ".join(missing[:4]))
+    sides, layers = (getattr(tower.config, name, None) for name in ("image_size", "num_hidden_layers"))
+    own = sides[0] if isinstance(sides, list | tuple) and sides else sides
+    if not isinstance(own, int) or not isinstance(layers, int):
+        raise EyespotError(
+            f"{path}: no teacher for eyes", found=type(tower).__name__, expected="image_size and num_hidden_layers",
+            cause="a model without eyes, or with eyes of any resolution",
+        )  # fmt: skip
     processor = path / "preprocessor_config.json"
     rule = read_json(processor) if processor.is_file() else {}
     rule = rule if isinstance(rule, Mapping) else {}
     mean, std = (tuple(rule.get(key) or default) for key, default in (("image_mean", MEAN), ("image_std", STD)))
-    return tower, Eye(size or own, mean, std), int(tower.config.num_hidden_layers)
+    if size not in (None, own) and "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters:
+        tower.forward = functools.partial(tower.forward, interpolate_pos_encoding=True)
+    return tower, Eye(size or own, mean, std), layers
+
+
+def _prefixes(model: nn.Module, tower: nn.Module) -> Iterator[str]:
+    """How the names of the tower's tensors begin in the model."""
+    return (f"{name}." for name, module in model.named_modules() if module is tower and name)

@@ -156,7 +156,7 @@ class _Run:
     def to_the_end(self, at: Progress, newest: Path | None, watch: Watch) -> Ended:
         recipe, main = self.recipe, self.acc.is_main_process
         journal = Journal(recipe.output_dir, at.step, bool(recipe.report_to)) if main else None
-        skipped: dict[str, None] = {}
+        skipped = dict.fromkeys(at.skipped)
         loss, sums, since = at.loss, [0.0, 0.0], at.step
         self.objective.train()
         try:
@@ -169,7 +169,14 @@ class _Run:
                 loss, norm, tokens = self._step(packs, at.step, rate, newest)
                 took = time.perf_counter() - begun
                 streams = {**at.streams, **{pack.stream: pack.after for pack in packs}}
-                at = Progress(at.step + 1, at.tokens + tokens, at.seconds + took, loss, streams, at.samples)
+                at = replace(
+                    at,
+                    step=at.step + 1,
+                    tokens=at.tokens + tokens,
+                    seconds=at.seconds + took,
+                    loss=loss,
+                    streams=streams,
+                )
                 sums = [sums[0] + loss, sums[1] + norm]
                 saving = at.step % recipe.save_steps == 0 or at.step == self.steps
                 if saving or at.step % recipe.logging_steps == 0:
@@ -179,7 +186,8 @@ class _Run:
                     if journal is not None:
                         journal.add(entry)
                 if saving:
-                    at = replace(at, streams=self._all_streams(at.streams))
+                    known, left_out = self._everywhere(at.streams, tuple(skipped))
+                    at = replace(at, streams=known, skipped=left_out)
                     newest = checkpointing.save(recipe.output_dir, self.objective, self.optimizer, recipe, at, main)
                     self.acc.wait_for_everyone()
                 if main:
@@ -189,7 +197,7 @@ class _Run:
             if journal is not None:
                 journal.close()
         assert newest is not None
-        return Ended(newest, at.step, loss, at.tokens, at.seconds, tuple(skipped))
+        return Ended(newest, at.step, loss, at.tokens, at.seconds, at.skipped)
 
     def _pack(self, newest: Path | None) -> Pack:
         pack = next(self.packs)
@@ -242,13 +250,18 @@ class _Run:
         found: list[float] = every.cpu().sum(0).tolist()
         return found
 
-    def _all_streams(self, streams: Mapping[int, State]) -> Mapping[int, State]:
-        """Where every stream of every process stands."""
+    def _everywhere(
+        self, streams: Mapping[int, State], skipped: tuple[str, ...]
+    ) -> tuple[Mapping[int, State], tuple[str, ...]]:
+        """Where every stream of every process stands, and what any of them left out."""
         if self.acc.num_processes == 1:
-            return streams
+            return streams, skipped
         every: list[Any] = [None] * self.acc.num_processes
-        torch.distributed.all_gather_object(every, {n: streams[n] for n in self.own})
-        return {n: state for part in every for n, state in part.items()}
+        torch.distributed.all_gather_object(every, ({n: streams[n] for n in self.own}, skipped))
+        return (
+            {n: state for part, _ in every for n, state in part.items()},
+            tuple(dict.fromkeys(text for _, part in every for text in part)),
+        )
 
 
 def _length(pack: Pack) -> int:

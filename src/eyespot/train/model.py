@@ -24,8 +24,7 @@ from eyespot.train.pixels import Eye
 from eyespot.train.recipe import Recipe
 from eyespot.train.streams import View
 
-INTERNVL, BLUELM_V = "InternVLForConditionalGeneration", "BlueLMVForConditionalGeneration"
-ARCHITECTURES = (INTERNVL, BLUELM_V)
+INTERNVL, BLUELM_V = ARCHITECTURES = families.TRAINED
 # Part of a name -> the part of the model, as InternVL's scripts call them.
 PARTS = {"vision_tower.": "backbone", "multi_modal_projector.": "mlp", "language_model.": "llm", "lm_head.": "llm"}
 LAYERS = ("InternVLVisionLayer", "SiglipEncoderLayer", "Qwen2DecoderLayer", "LlamaDecoderLayer", "Phi3DecoderLayer")

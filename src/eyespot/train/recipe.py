@@ -193,6 +193,7 @@ FREE = {
     "report_to",
     "dataloader_num_workers",
     "torch_dtype",
+    "skip_bad",  # streams count the places of bad records too
 }
 
 

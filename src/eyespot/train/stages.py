@@ -123,7 +123,9 @@ def build(recipe: Recipe) -> tuple[Loaded, Objective]:
 
 
 def export_checkpoint(recipe: Recipe, checkpoint: Path, out: Path) -> None:
-    """Writes a checkpoint of this recipe's training as a model; adapters are merged."""
+    """Writes a checkpoint of this recipe's training as a model; adapters are merged. EyespotError when its recipe was
+    another: what is around the weights comes from the recipe."""
+    checkpointing.check_recipe(checkpoint, recipe)
     loaded, objective = build(recipe)
     checkpointing.load_weights(checkpoint, objective)
     loaded.merge()

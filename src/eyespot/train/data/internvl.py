@@ -16,6 +16,7 @@ from eyespot.train.data.record import IMAGE, VIDEO, Place, Record, Video, marked
 
 ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 KNOWN = {"id", "image", "video", "clip", "width", "height", "width_list", "height_list", "conversations"}
+ASKED = {"task", "answers", "options", "metric", "novel"}  # of a row that is a question of `eyespot eval`
 OWN = {"max_dynamic_patch", "data_augment"}  # of a meta file in InternVL; of a row too where eyespot wrote it
 
 
@@ -46,7 +47,8 @@ def plain(row: Mapping[str, Any], place: Place, root: Path) -> Record:
         place,
         _most(row.get("max_dynamic_patch"), place),
         row.get("data_augment") is True,
-        unused=fields.unused(row, KNOWN | OWN),
+        unused=fields.unused(row, KNOWN | OWN | ASKED),
+        asked={key: row[key] for key in sorted(ASKED & row.keys())},
     )
 
 
@@ -68,7 +70,7 @@ def row(record: Record, images: list[str], videos: list[str]) -> dict[str, Any]:
     if record.data_augment:
         made["data_augment"] = True
     made["conversations"] = [{"from": words[turn.role], "value": turn.text} for turn in record.turns]
-    return made
+    return {**made, **record.asked}
 
 
 def _most(raw: object, place: Place) -> int | None:

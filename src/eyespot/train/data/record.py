@@ -5,10 +5,10 @@ Knows no format and no model; opens no file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eyespot import boxes, limits
 from eyespot.boxes import Size
@@ -67,7 +67,8 @@ class Record:
     images: in the order of their IMAGE in the text, as `eyespot.images.load` takes them: paths, bytes, PIL images.
     sizes: width and height of each, in pixels, where the row states them. Boxes in the text are in thousandths.
     max_dynamic_patch: most tiles of all its pictures together; None: the recipe's. data_augment: the pixels may be
-    recompressed as JPEG. unused: keys of the row that no reader knows. marks: all that each picture shows, where that
+    recompressed as JPEG. unused: keys of the row that no reader knows. asked: those that only `eyespot
+    eval` knows, kept for the row that is written. marks: all that each picture shows, where that
     is known: the rest is background.
     """
 
@@ -80,6 +81,7 @@ class Record:
     max_dynamic_patch: int | None = None
     data_augment: bool = False
     unused: tuple[str, ...] = ()
+    asked: Mapping[str, Any] = field(default_factory=dict)
     marks: tuple[tuple[Mark, ...], ...] | None = None
 
 

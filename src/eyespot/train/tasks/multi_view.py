@@ -26,8 +26,9 @@ def annotated(row: Mapping[str, Any], place: Place, root: Path) -> Annotated:
     owners = objects.get("view") if isinstance(objects, Mapping) else None
     if not isinstance(objects, Mapping) or not isinstance(owners, list) or any(owner not in VIEWS for owner in owners):
         raise fields.bad(place, "objects.view", owners, "the camera of each box")
-    if len(owners) != len(objects.get("bbox") or ()):
-        raise fields.bad(place, f"{len(owners)} views for {len(objects.get('bbox') or ())} boxes")
+    given = objects.get("bbox")
+    if not isinstance(given, list) or len(owners) != len(given):
+        raise fields.bad(place, "objects.bbox", given, f"{len(owners)} boxes, one for each view")
     numbered = {"objects": {**objects, "image_id": [VIEWS.index(owner) for owner in owners]}}
     try:
         names, found = placed(numbered, place, lambda i: images.size(pictures[VIEWS[i]]), len(VIEWS))
