@@ -36,6 +36,7 @@ def test_a_folder_of_that_name_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert local(MODEL) == Path(MODEL)
     with pytest.raises(UsageError, match=MODEL):
         open_checkpoint("eyespot-nona")
+    assert run("demo", "-t", 1, "--find", "") == 0  # which asks the package's own
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -261,7 +261,7 @@ def test_a_bad_row_is_named_with_file_and_line(tmp_path: Path, bad: Any, words: 
 def test_bad_sets(tmp_path: Path) -> None:
     with pytest.raises(EyespotError, match="twice"):
         load_set(written(tmp_path, row(0, "x", "y"), row(0, "x", "y")))
-    with pytest.raises(UsageError, match="no question"):
+    with pytest.raises(UsageError, match="no such task"):
         load_set(written(tmp_path, row(0, "x", "y", task="name")), tasks=["count"])
     with pytest.raises(UsageError, match="no question"):
         load_set(written(tmp_path, ""))
@@ -457,6 +457,31 @@ def test_the_verb_says_no_in_a_line(questions: Path, tmp_path: Path, capsys: pyt
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "same name" in errors[0]
+    assert run("eval", "good", "--data", questions, "--task", "count", "--task", "nmae", "-o", tmp_path / "o") == 2
+    assert run("eval", "good", "--data", questions, "--scheme", "W8A8-g32", "-o", tmp_path / "o") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "no such task; found nmae; expected choice, count, find, name" in errors[0]
+    assert "--scheme compiles checkpoints" in errors[1]
+
+
+def test_a_checkpoint_that_is_not_trained_here_is_its_own_float_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import models
+
+    models.tiny_internvl(tmp_path / "chat")
+    one = written(tmp_path, row(0, "What is this?", "dot", task="name"))
+    out = tmp_path / "out"
+    assert run("eval", tmp_path / "chat", "--scheme", "W8A8-g32", "--data", one, "-o", out, "-n", 2, "--json") == 0
+    assert [m["model"] for m in json.loads(capsys.readouterr().out)["models"]] == ["chat-float", "chat-W8A8-g32"]
+    assert json.loads((out / "chat-float" / "bundle" / "manifest.json").read_text())
+
+
+def test_one_picture_without_a_mark_comes_first(tmp_path: Path) -> None:
+    """As in a training row."""
+    line = row(0, "What is this?", "dot")
+    line["conversations"][0]["value"] = "What is this?"
+    assert load_set(written(tmp_path, line))[0].question == "<image>\nWhat is this?"
 
 
 def test_a_model_that_is_not_there_is_told_in_a_line(

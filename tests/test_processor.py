@@ -370,6 +370,35 @@ def test_pictures_take_their_places(processor: Processor) -> None:
     assert (image_keys < 0).all()
 
 
+def test_numbers_go_on_through_a_conversation(processor: Processor) -> None:
+    two = [noise(9, 9, seed) for seed in range(2)]
+    said = [{"role": "assistant", "content": "I see."}]
+    shown: list[dict[str, object]] = [{"type": "image", "image": p} for p in two]
+    turns = [
+        {"role": "user", "content": [*shown, {"type": "text", "text": "One?"}]},
+        *said,
+        {"role": "user", "content": "Two?"},
+    ]
+    prompt = processor.chat(processor.messages(turns, two))
+    assert "Image-1: <image>\nImage-2: <image>\nOne?" in prompt.text
+    assert "Image-3: <image>\nImage-4: <image>\nTwo?" in prompt.text
+
+
+def test_frames_are_told_where_they_stand(tmp_path: Path) -> None:
+    """With the template of the authors' own checkpoints, which once put pictures first and their names after them."""
+    from eyespot.families.internvl import CONVERSATIONS, chat_template
+
+    (tmp_path / "frames").mkdir()
+    for i in range(3):
+        noise(9, 9, i).save(tmp_path / "frames" / f"{i}.png")
+    processor = load_processor(fake_bundle(tmp_path, chat_template(CONVERSATIONS["Hermes-2"], "Be brief.")))
+    clip = [{"type": "video", "video": tmp_path / "frames"}, {"type": "text", "text": "When?"}]
+    prompt = processor.chat(processor.messages([{"role": "user", "content": clip}]))
+    assert "Frame1: <image>\nFrame2: <image>\nFrame3: <image>\nWhen?<|im_end|>" in prompt.text
+    two = processor.chat(processor.messages("Same?", [noise(9, 9), noise(9, 9, 1)]))
+    assert "Image-1: <image>\nImage-2: <image>\nSame?<|im_end|>" in two.text
+
+
 def test_placeholders_in_the_text_are_used(processor: Processor) -> None:
     prompt = processor.chat(processor.messages("Compare <image> with <image>.", [noise(9, 9), noise(9, 9, seed=1)]))
     assert "user\nCompare <image> with <image>.<|im_end|>" in prompt.text

@@ -71,6 +71,13 @@ def test_bluelm_does_not_enlarge(size: Size, grid: tuple[int, int]) -> None:
     assert BlueLMV(384, 196).choose(*size) == grid
 
 
+@pytest.mark.parametrize("size", [(1, 1600), (1, 5000), (16000, 1), (4, 16000)])
+def test_a_thread_is_not_drawn_largest(size: Size) -> None:
+    wide, tall = max(BlueLMV(384, 196).choose(*size)), min(BlueLMV(384, 196).choose(*size))
+    assert tall == 1
+    assert wide <= 4
+
+
 def test_llava_next_enlarges_what_is_a_pixel_too_wide() -> None:
     assert LLAVA.choose(394, 390) == (2, 2)
 

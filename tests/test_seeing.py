@@ -103,6 +103,10 @@ def test_a_clip_is_frames_with_their_times(bundle: Path, tmp_path: Path, capsys:
     assert [frame["time"] for frame in part] == [4, 6, 8, 10]
     whole = answer(bundle, capsys, "--video", tmp_path, "--video-end", 4, "--max-frames", 4)["images"]
     assert [frame["time"] for frame in whole] == [0, 1, 2, 3]  # all there are
+    fast = answer(bundle, capsys, "--video", tmp_path, "--frame-rate", 4, "--max-frames", 2)["images"]
+    assert [frame["time"] for frame in fast] == [1.0, 3.5]
+    past = answer(bundle, capsys, "--video", tmp_path, "--fps", 0.3, "--video-end", 60)["images"]
+    assert [frame["time"] for frame in past] == [0, 3, 6, 10, 13, 16]  # not one more for time that is not there
     few = answer(bundle, capsys, "--video", tmp_path, "--fps", 1, "--max-frames", 2)["images"]
     assert [frame["time"] for frame in few] == [5, 15]
     (tmp_path / "08.png").write_bytes(b"broken")
@@ -168,7 +172,9 @@ def test_answers_that_follow_a_schema_parse(bundle: Path, picture: Path, capsys:
 # Time
 
 
-def test_pixels_are_prepared_while_tiles_are_encoded(bundle: Path, tmp_path: Path) -> None:
+def test_pixels_are_prepared_while_tiles_are_encoded(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trace = tmp_path / "trace.json"
     noise(600, 600).save(tmp_path / "square.png")
     assert run("run", "-m", bundle, "-p", "x", "--image", tmp_path / "square.png", "-n", 3, "--trace", trace) == 0
@@ -180,7 +186,9 @@ def test_pixels_are_prepared_while_tiles_are_encoded(bundle: Path, tmp_path: Pat
     assert {event["tid"] for event in events if event["name"] == "prepare"} != {"MainThread"}
     assert sum(event["args"].get("tiles", 0) for event in events) == 10
     assert all(event["dur"] >= 0 and event["ph"] == "X" for event in events)
-    assert run("run", "-m", bundle, "-p", "x", "--trace", tmp_path / "none" / "t.json", "-n", 1) == 2
+    capsys.readouterr()
+    assert run("run", "-m", bundle, "-p", "x", "--trace", tmp_path / "none" / "t.json", "-n", 1, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["tokens"]  # what was answered is not lost
 
 
 def test_a_timeline_does_not_grow_for_ever() -> None:

@@ -25,12 +25,17 @@ from eyespot.train.journal import entries
 from eyespot.train.loop import Told
 from eyespot.train.model import open_model
 from eyespot.train.recipe import Recipe
-from training import ENV, SCENES, finished, losses, same, tune, weights
+from training import ENV, SCENES, TEXT, VISION, finished, losses, made, same, tune, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Interruption
+
+
+NEW = {
+    "vocab_size": 300, "vision_config": {**VISION, "image_size": 32, "patch_size": 8}, "text_config": TEXT,
+}  # fmt: skip
 
 
 class Killed(Exception):
@@ -255,6 +260,41 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny: Path, rows: Path, tmp_path
     assert same(finished(recipe) / "model.safetensors", finished(whole) / "model.safetensors")
 
 
+def test_a_bad_record_does_not_lose_the_run(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Stopped by a bad record one goes on with skip_bad, and ends where a run ends that had it from the start."""
+    lines = rows.read_text().splitlines()[:12]
+    for name in ("red", "green", "blue", "white", "black", "yellow", "purple", "orange"):
+        (tmp_path / f"{name}.png").write_bytes((rows.parent / f"{name}.png").read_bytes())
+    path = tmp_path / "set.jsonl"
+    path.write_text("\n".join([*lines, lines[1].replace("<image>", "<image><image>")]) + "\n")
+    keys = {"data": [{"path": str(path)}], "per_device_train_batch_size": 2, "save_steps": 1, "max_steps": 7, "seed": 3}
+    recipe = tune(tmp_path / "run", tiny, path, **keys)
+    with pytest.raises(EyespotError, match="skip_bad"):
+        stages.run(recipe)
+    reached = checkpointing.checkpoints(recipe.output_dir)
+    assert reached  # it was not the first step
+    again = stages.run(tune(tmp_path / "run", tiny, path, **keys, skip_bad=True))
+    whole = stages.run(tune(tmp_path / "whole", tiny, path, **keys, skip_bad=True))
+    assert again is not None
+    assert again.ended is not None
+    assert whole is not None
+    assert whole.ended is not None
+    assert same(again.model / "model.safetensors", whole.model / "model.safetensors")
+    assert len(again.ended.skipped) == 1
+    assert again.ended.skipped == whole.ended.skipped
+
+
+def test_a_checkpoint_is_exported_by_its_own_recipe(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = tune(tmp_path / "run", tiny, rows, max_steps=1)
+    finished(recipe)
+    other = tune(tmp_path / "run", tiny, rows, max_steps=1, vision_select_layer=1)
+    with pytest.raises(EyespotError, match="vision_select_layer: None became 1"):
+        stages.export_checkpoint(other, stages.newest(other), tmp_path / "out")
+    more = tune(tmp_path / "run", tiny, rows, max_steps=9)
+    stages.export_checkpoint(more, stages.newest(more), tmp_path / "out")
+    assert same(tmp_path / "out" / "model.safetensors", recipe.output_dir / "model" / "model.safetensors")
+
+
 def test_bad_records(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """Each ends the training with file and line, or is counted and left out; the last checkpoint stays."""
     good = rows.read_text().splitlines()
@@ -282,9 +322,19 @@ def test_bad_records(tiny: Path, rows: Path, tmp_path: Path) -> None:
     assert result is not None
     assert result.ended is not None
     assert len(result.ended.skipped) == 5
+    again = stages.run(recipe)  # what is done is left alone, and still tells
+    assert again is not None
+    assert again.ended is not None
+    assert again.ended.skipped == result.ended.skipped
     path.write_text(bad["2 <image> for 1 images"] + "\n")
     with pytest.raises(EyespotError, match="no sound record"):
         stages.run(tune(tmp_path / "none", tiny, path, skip_bad=True))
+    with pytest.raises(EyespotError, match="2 <image> for 1 images"):
+        stages.run(made(tmp_path / "new", stage="create", model=NEW, data=[{"path": str(path)}]))
+    created = stages.run(made(tmp_path / "new", stage="create", model=NEW, data=[{"path": str(path)}], skip_bad=True))
+    assert created is not None
+    assert created.made is not None
+    assert created.made["skipped"] == 1
     path.write_text("")
     with pytest.raises(EyespotError, match="the set is empty"):
         stages.run(tune(tmp_path / "empty", tiny, path))

@@ -489,6 +489,44 @@ def test_the_verbs(tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.Captur
     assert "expected eyespot train" in capsys.readouterr().err
     assert verb("train", tmp_path / "run.yaml", "--set", teacher) == 2
     assert verb("train") == verb("train", tmp_path / "run.yaml", "--check-data", rows) == 2
+    capsys.readouterr()
+    assert verb("train", tmp_path / "run.yaml", "--tokenizer", tiny) == 2
+    assert verb("train", "--check-data", rows, "--set", "seed=1", "--export") == 2
+    assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "eyespot: error: --tokenizer without effect here", "eyespot: error: --set, --export without effect here",
+    ]  # fmt: skip
+    assert verb("distill", tmp_path / "run.yaml", "--set", f"output_dir={tmp_path / 'kd'}", "--set", teacher,
+                "--skip-bad") == 0  # fmt: skip
+
+
+def test_what_cannot_teach_eyes(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    import models
+
+    models.tiny_qwen2(tmp_path / "blind")
+    with pytest.raises(EyespotError, match="no teacher for eyes"):
+        stages.run(distil(tmp_path / "run", tiny, tmp_path / "blind", rows))
+    shutil.copytree(tiny, tmp_path / "part")
+    kept = {n: w for n, w in weights(tiny / "model.safetensors").items() if "vision_tower.encoder.layer.1." not in n}
+    checkpointing.write_tensors(
+        tmp_path / "part" / "model.safetensors", {n: torch.from_numpy(w) for n, w in kept.items()}, {"format": "pt"}
+    )
+    with pytest.raises(EyespotError, match="tensors of the eyes are missing"):
+        stages.run(distil(tmp_path / "run", tiny, tmp_path / "part", rows))
+
+
+@pytest.mark.parametrize("size", [None, 48])
+def test_siglip_teaches_at_any_size(tiny: Path, rows: Path, tmp_path: Path, size: int | None) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    transformers.SiglipVisionModel(config).save_pretrained(tmp_path / "siglip")
+    keys = {} if size is None else {"teacher_image_size": size}
+    recipe = distil(tmp_path / "run", tiny, tmp_path / "siglip", rows, max_steps=2, **keys)
+    finished(recipe)
+    assert all(math.isfinite(loss) for loss in losses(recipe))
 
 
 def test_the_architecture_of_internvl2_1b(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -239,6 +239,20 @@ def sources(at: Path) -> dict[str, tuple[Path, dict[str, Any], int]]:
     }
 
 
+def test_frames_of_a_question_stay_its_question(tmp_path: Path) -> None:
+    """`eyespot eval` refuses clips and names this conversion: what makes a row a question must come through."""
+    from eyespot.evaluate import load_set
+
+    for i in range(5):
+        picture(tmp_path / "clip" / f"{i}.png")
+    choice = {"task": "choice", "options": ["cat", "dog"], "novel": True}
+    asked = {"conversations": [{"from": "human", "value": "What?\nA. cat\nB. dog"}, {"from": "gpt", "value": "B"}]}
+    clips = jsonl(tmp_path / "clips.jsonl", {"video": "clip", **asked, **choice})
+    write_jsonl(convert("frames", Request(str(clips), most_frames=3)), tmp_path / "out.jsonl")
+    (sample,) = load_set(tmp_path / "out.jsonl")
+    assert (sample.task, sample.options, sample.novel, len(sample.images)) == ("choice", ("cat", "dog"), True, 3)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_what_a_conversion_writes_checks_clean(task: str, tmp_path: Path) -> None:
     source, options, count = sources(tmp_path)[task]
