@@ -179,6 +179,18 @@ def test_sides_are_those_of_the_middles() -> None:
     assert min(heard[side] for side in ("left", "right", "above", "below")) > N / 3
 
 
+def test_one_pair_is_asked_in_a_sentence() -> None:
+    for view, lesson in asked(4, objects.draw, objects.side, 160, "side"):
+        middles = {item.thing.name: (item.x, item.y) for item in view.items}
+        a, b = next(
+            (a, b) for a in middles for b in middles if f"the {a} " in lesson.text and f"the {b}?" in lesson.text
+        )
+        dx, dy = (p - q for p, q in zip(middles[a], middles[b], strict=True))
+        said = [word for word, right in (("left", dx < 0), ("right", dx > 0)) if right and abs(dx) >= objects.APART]
+        said += [word for word, right in (("above", dy < 0), ("below", dy > 0)) if right and abs(dy) >= objects.APART]
+        assert lesson.answer == " ".join(said)
+
+
 def test_a_grid_names_what_covers_the_middle_of_each_cell() -> None:
     for view, lesson in asked(4, objects.draw, objects.grid, 160, "grid"):
         covered = []

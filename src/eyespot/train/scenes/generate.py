@@ -60,6 +60,7 @@ BY_NAME = {
     "grid": ("objects",),
     "places": ("objects",),
     "sides": ("objects",),
+    "side": ("objects",),
     "spell": ("text",),
     "traffic": ("road",),
 }

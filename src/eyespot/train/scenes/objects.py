@@ -63,6 +63,7 @@ HOW_MANY = {
     "grid": (1, 6),
     "places": (1, 5),
     "sides": (2, 4),
+    "side": (2, 3),
     "describe": (1, 3),
     "count": (1, 6),
     "colour": (1, 4),
@@ -163,6 +164,15 @@ def sides(rng: Random, view: View) -> Question | None:
     return ask(rng, "sides", "sides", answer, p=", ".join(pair for pair, _ in said))
 
 
+def side(rng: Random, view: View) -> Question | None:
+    """A lesson between sides and position: one pair, asked in a sentence, both sides answered without the names."""
+    pair = view.pair(rng)
+    words = pair and " ".join(side for side, _ in _apart(*pair))
+    if pair is None or not words:
+        return None
+    return ask(rng, "side", "side", words, a=pair[0].thing.name, b=pair[1].thing.name)
+
+
 def count(rng: Random, view: View) -> Question | None:
     counts = view.counts
     if len(view.items) > 1 and rng.random() < 0.15:
@@ -243,6 +253,7 @@ MAKERS: dict[str, Maker] = {
     "grid": grid,
     "places": places,
     "sides": sides,
+    "side": side,
     "count": count,
     "colour": colour,
     "position": position,

@@ -40,6 +40,7 @@ ASK = {
     "spell": ("Spell the text.",),
     "places": ("Place {p}.",),
     "sides": ("Sides of {p}.",),
+    "side": ("On which sides is the {a} of the {b}?", "Is the {a} left, right, above or below of the {b}?"),
     "read": ("Read the text.", "What does the text say?", "What is written here?", "What is the text in the picture?"),
     "read top": ("What is the top word?", "Read the top line.", "What is written at the top?"),
     "read bottom": ("What is the bottom word?", "Read the bottom line.", "What is written at the bottom?"),
