@@ -40,7 +40,7 @@ build/smollm2: .venv/installed $(MODEL)
 	$(BIN)/eyespot compile $(MODEL) -o $@ --scheme gguf
 
 demo: .venv/installed
-	$(BIN)/eyespot demo -o build/demo.png
+	$(BIN)/eyespot demo --image examples/scene.png -o build/demo.png
 
 test: .venv/tools $(MODEL)
 	EYESPOT_TEST_GGUF=$(abspath $(MODEL)) $(BIN)/python -m pytest -m "not slow"

@@ -64,11 +64,11 @@ def test_demo_answers_right_what_the_readme_shows(tmp_path: Path) -> None:
             model.generate(q, images=[local(MODEL) / PICTURE], temperature=0.0, max_tokens=32)
             for q in (*QUESTIONS, f"Detect <ref>{FIND}</ref>")
         ]
-    assert [answer.text for answer in answers[:3]] == ["a yellow heart and a dinosaur", "yellow", "2"]
+    assert [answer.text for answer in answers[:3]] == ["4", "left", "top right"]
     (box,) = answers[3].boxes
     assert box.label == FIND
-    assert abs((box.x1 + box.x2) / 2 - 149) < 19  # the dinosaur's middle: a tenth of the picture
-    assert abs((box.y1 + box.y2) / 2 - 68) < 19
+    assert abs((box.x1 + box.x2) / 2 - 331) < 45  # the guitar's middle: a tenth of the picture
+    assert abs((box.y1 + box.y2) / 2 - 147) < 45
 
 
 def test_a_clip_and_a_box_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
