@@ -66,6 +66,7 @@ UNMET = {
     "two types": {"allOf": [{"type": "string"}, {"type": "integer"}]},
     "no such type": {"type": "picture"},
     "leads nowhere": {"$ref": "#/definitions/none"},
+    "itself alone": {"$ref": "#"},
 }
 
 

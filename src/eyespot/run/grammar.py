@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ class Grammar:
             raise UsageError(f"the schema is malformed ({error})") from None
         self._matcher = llguidance.LLMatcher(vocabulary.inner, grammar, log_level=0)
         self._check(UsageError)
-        if not self.mask().any():
-            raise UsageError("the schema cannot be met", cause="its bounds contradict each other")
+        with suppress(EyespotError):  # of a schema that is nothing but a reference to itself
+            if self.mask().any():
+                return
+        raise UsageError("the schema cannot be met", cause="its bounds contradict each other, or it means only itself")
 
     def mask(self) -> Mask:
         """[vocabulary]: whether each token may come next."""
