@@ -458,7 +458,9 @@ def test_the_verb_says_no_in_a_line(questions: Path, tmp_path: Path, capsys: pyt
     assert len(errors) == 2
     assert "same name" in errors[0]
     assert run("eval", "good", "--data", questions, "--task", "count", "--task", "nmae", "-o", tmp_path / "o") == 2
-    assert run("eval", "good", "--data", questions, "--scheme", "W8A8-g32", "-o", tmp_path / "o") == 2
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "manifest.json").write_text("{}")
+    assert run("eval", tmp_path / "good", "--data", questions, "--scheme", "W8A8-g32", "-o", tmp_path / "o") == 2
     errors = capsys.readouterr().err.splitlines()
     assert "no such task; found nmae; expected choice, count, find, name" in errors[0]
     assert "--scheme compiles checkpoints" in errors[1]

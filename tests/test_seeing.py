@@ -109,11 +109,13 @@ def test_a_clip_is_frames_with_their_times(bundle: Path, tmp_path: Path, capsys:
     assert [frame["time"] for frame in past] == [0, 3, 6, 10, 13, 16]  # not one more for time that is not there
     few = answer(bundle, capsys, "--video", tmp_path, "--fps", 1, "--max-frames", 2)["images"]
     assert [frame["time"] for frame in few] == [5, 15]
+    noise(9, 9).save(tmp_path / "00.gif")
     (tmp_path / "08.png").write_bytes(b"broken")
     assert run("run", "-m", bundle, "-p", "x", "--video", tmp_path, "--fps", 1) == 1
     assert "08.png" in capsys.readouterr().err
     for flags in (("--video", tmp_path / "none"), ("--video", tmp_path, "--image", tmp_path / "00.png"), ("--fps", 1),
-                  ("--video", tmp_path, "--video-start", 99), ("--video", tmp_path, "--fps", -1)):  # fmt: skip
+                  ("--video", tmp_path, "--video-start", 99), ("--video", tmp_path, "--fps", -1),
+                  ("--video", tmp_path / "00.gif", "--frame-rate", 4)):  # fmt: skip
         assert run("run", "-m", bundle, "-p", "x", *flags) == 2, flags
 
 

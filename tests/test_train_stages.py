@@ -514,6 +514,16 @@ def test_what_cannot_teach_eyes(tiny: Path, rows: Path, tmp_path: Path) -> None:
         stages.run(distil(tmp_path / "run", tiny, tmp_path / "part", rows))
 
 
+def test_a_teacher_needs_no_pooler(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    finished(distil(tmp_path / "run", tiny, tmp_path / "vit", rows, max_steps=1))
+
+
 @pytest.mark.parametrize("size", [None, 48])
 def test_siglip_teaches_at_any_size(tiny: Path, rows: Path, tmp_path: Path, size: int | None) -> None:
     import transformers

@@ -84,6 +84,8 @@ def open_clip(path: str | Path, rate: float | None = None) -> Clip:
         raise UsageError(f"clip '{path}' cannot be read (no such file or directory)", cause="the path is wrong")
     if not path.is_file():
         raise UsageError(f"clip '{path}' is not a file")
+    if rate is not None:
+        raise UsageError(f"{path.name}: a frame rate is for a directory of frames", cause="a film knows its own")
     return _animation(path) if path.suffix.lower() in MOVING else _film(path)
 
 
@@ -247,7 +249,13 @@ def _frames(
                 at = stamps[min(count, len(stamps) - 1)] if ordered else frame.pts
                 count, pixels = count + 1, pixels + frame.width * frame.height
                 if pixels > limits.FILM_PIXELS:
-                    raise EyespotError(f"{path.name}: too much to decode", cause="few keyframes: cut a part of it")
+                    cause = (
+                        "few keyframes: cut a part of it" if seeks else "it cannot be sought: remux it to mp4 or mkv"
+                    )
+                    raise EyespotError(f"{path.name}: too much to decode", cause=cause)
+            if at != stamp and sought:
+                yield from _frames(path, stamps, keys, numbers[done:], seeks=False)
+                return
             if at != stamp:
                 raise EyespotError(f"{path.name}: a frame is missing", cause="cut off or corrupted")
             image = frame.to_image()

@@ -40,6 +40,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Score models on a set of questions, by task."""
+    from eyespot.bundle.read import MANIFEST
     from eyespot.checkpoint import local
     from eyespot.cli.progress import progress
     from eyespot.errors import UsageError
@@ -47,7 +48,7 @@ def command(
     from eyespot.evaluate.report import report
 
     samples = load_set(data, task or (), limit, circular)
-    if scheme and all(_ready(local(m)) for m in model):
+    if scheme and all(os.path.isfile(local(m) / MANIFEST) for m in model):
         raise UsageError("--scheme compiles checkpoints", found="bundles alone", expected="a checkpoint among them")
     contestants = [c for m in model for c in _contestants(m, scheme or (), out)]
     names = [name for name, _ in contestants]

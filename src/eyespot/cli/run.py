@@ -75,8 +75,6 @@ def command(
         raise UsageError(
             "--fps, --max-frames, --frame-rate, --video-start and --video-end are about a clip", expected="--video"
         )
-    if frame_rate is not None and not os.path.isdir(str(video)):
-        raise UsageError("--frame-rate is of a directory of frames", found=video, cause="a film knows its own")
     shown: dict[str, Any] | None = None
     if video is not None:
         shown = {"type": "video", "video": video, **clip}

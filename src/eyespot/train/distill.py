@@ -25,6 +25,8 @@ from eyespot.train.pixels import Eye
 from eyespot.train.recipe import Recipe
 from eyespot.train.streams import View
 
+HEADS = ("pooler.", "head.")  # of encoders, after the last hidden state: nobody learns from them
+
 
 class Features(Objective):
     """Negative cosine between what the student's last layers and the teacher's say of each patch, and of the whole.
@@ -158,7 +160,8 @@ def open_tower(path: Path, size: int | None) -> tuple[nn.Module, Eye, int]:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise EyespotError(f"{path}: cannot be loaded ({error})") from None
     tower = next((getattr(model, name) for name in ("vision_tower", "vision_model") if hasattr(model, name)), model)
-    kept = {f"{prefix}{name}" for prefix in ("", *_prefixes(model, tower)) for name in tower.state_dict()}
+    names = [name for name in tower.state_dict() if not name.startswith(HEADS)]
+    kept = {f"{prefix}{name}" for prefix in ("", *_prefixes(model, tower)) for name in names}
     if missing := sorted(set(info["missing_keys"]) & kept):
         raise EyespotError(f"{path}: {len(missing)} tensors of the eyes are missing", found=", ".join(missing[:4]))
     sides, layers = (getattr(tower.config, name, None) for name in ("image_size", "num_hidden_layers"))

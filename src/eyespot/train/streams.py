@@ -8,11 +8,12 @@ nor on how many workers read, and where a stream stands is a number and the few 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -252,16 +253,22 @@ def load(streams: Streams, numbers: Sequence[int], states: Mapping[int, State], 
     shared = _Shared(streams, tuple(numbers), dict(states))
     return iter(
         DataLoader(
-            shared, batch_size=None, num_workers=workers, prefetch_factor=4, worker_init_fn=_end_with_the_training
+            shared,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4,
+            worker_init_fn=partial(_end_with, os.getpid()),
         )
     )
 
 
-def _end_with_the_training(_: int) -> None:
+def _end_with(training: int, _: int) -> None:
     """A worker whose training was killed would else wait for ever for somebody to take its packs, with all its memory.
     Linux alone can ask for it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != training:  # it was killed before this was asked
+            os._exit(1)
 
 
 @dataclass(frozen=True)
