@@ -23,6 +23,7 @@ from eyespot import images, limits
 from eyespot.bundle.read import Bundle, File, Outline
 from eyespot.bundle.settings import ImageRule, SamplingDefaults, Settings
 from eyespot.errors import EyespotError, UsageError
+from eyespot.multi_view import VIEWS
 from eyespot.program import Info
 from eyespot.resolution import InternVL
 from eyespot.run.processor import Processor, load_processor
@@ -397,6 +398,15 @@ def test_frames_are_told_where_they_stand(tmp_path: Path) -> None:
     assert "Frame1: <image>\nFrame2: <image>\nFrame3: <image>\nWhen?<|im_end|>" in prompt.text
     two = processor.chat(processor.messages("Same?", [noise(9, 9), noise(9, 9, 1)]))
     assert "Image-1: <image>\nImage-2: <image>\nSame?<|im_end|>" in two.text
+
+
+@pytest.mark.parametrize("kind", ["image", "views", "video"])
+def test_a_clip_stands_alone(processor: Processor, tmp_path: Path, kind: str) -> None:
+    noise(9, 9).save(tmp_path / "0.png")
+    other = {"image": noise(9, 9), "views": dict.fromkeys(VIEWS, noise(9, 9)), "video": tmp_path}[kind]
+    content = [{"type": "video", "video": tmp_path}, {"type": kind, kind: other}]
+    with pytest.raises(UsageError, match="a clip and other pictures"):
+        processor.messages([{"role": "user", "content": content}])
 
 
 def test_placeholders_in_the_text_are_used(processor: Processor) -> None:

@@ -260,11 +260,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny: Path, rows: Path, tmp_path
     assert same(finished(recipe) / "model.safetensors", finished(whole) / "model.safetensors")
 
 
+def bring_pictures(rows: Path, to: Path) -> None:
+    for picture in rows.parent.glob("*.png"):
+        shutil.copyfile(picture, to / picture.name)
+
+
 def test_a_bad_record_does_not_lose_the_run(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """Stopped by a bad record one goes on with skip_bad, and ends where a run ends that had it from the start."""
     lines = rows.read_text().splitlines()[:12]
-    for name in ("red", "green", "blue", "white", "black", "yellow", "purple", "orange"):
-        (tmp_path / f"{name}.png").write_bytes((rows.parent / f"{name}.png").read_bytes())
+    bring_pictures(rows, tmp_path)
     path = tmp_path / "set.jsonl"
     path.write_text("\n".join([*lines, lines[1].replace("<image>", "<image><image>")]) + "\n")
     keys = {"data": [{"path": str(path)}], "per_device_train_batch_size": 2, "save_steps": 1, "max_steps": 7, "seed": 3}
@@ -305,8 +309,7 @@ def test_bad_records(tiny: Path, rows: Path, tmp_path: Path) -> None:
         "leaves the picture": good[2].replace('"blue"', '"<box>[[1,1,2000,2]]</box>"'),
         "expected at most 64": good[3].replace("Which", "Which " + 80 * "very "),
     }
-    for name in ("red", "green", "blue", "white", "black", "yellow", "purple", "orange"):
-        (tmp_path / f"{name}.png").write_bytes((rows.parent / f"{name}.png").read_bytes())
+    bring_pictures(rows, tmp_path)
     for number, (word, line) in enumerate(bad.items()):
         path = tmp_path / f"bad{number}.jsonl"
         path.write_text("\n".join([*good[:4], line]) + "\n")

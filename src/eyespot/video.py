@@ -239,13 +239,7 @@ def _frames(
             if sought:
                 container.seek(keys[key][1], stream=stream, backward=True)
                 frames, at = container.decode(stream), None
-            while at is None or at < stamp:
-                frame = next(frames, None)
-                if frame is None and not sought:
-                    raise EyespotError(f"{path.name}: a frame cannot be decoded", cause="cut off or corrupted")
-                if frame is None or (at is None and sought and (frame.pts is None or frame.pts > stamp)):
-                    yield from _frames(path, stamps, keys, numbers[done:], seeks=False)
-                    return
+            while (at is None or at < stamp) and (frame := next(frames, None)) is not None:
                 at = stamps[min(count, len(stamps) - 1)] if ordered else frame.pts
                 count, pixels = count + 1, pixels + frame.width * frame.height
                 if pixels > limits.FILM_PIXELS:
@@ -253,11 +247,12 @@ def _frames(
                         "few keyframes: cut a part of it" if seeks else "it cannot be sought: remux it to mp4 or mkv"
                     )
                     raise EyespotError(f"{path.name}: too much to decode", cause=cause)
-            if at != stamp and sought:
+            if (frame is None or at != stamp) and sought:
                 yield from _frames(path, stamps, keys, numbers[done:], seeks=False)
                 return
-            if at != stamp:
-                raise EyespotError(f"{path.name}: a frame is missing", cause="cut off or corrupted")
+            if frame is None or at != stamp:
+                what = "cannot be decoded" if frame is None else "is missing"
+                raise EyespotError(f"{path.name}: a frame {what}", cause="cut off or corrupted")
             image = frame.to_image()
             yield image.rotate(frame.rotation, expand=True) if frame.rotation else image
 

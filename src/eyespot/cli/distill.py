@@ -24,5 +24,4 @@ def command(
     """Train a small model on what a larger one says: hidden states of its eyes, or its predictions."""
     from eyespot.cli.recipe import carry_out
 
-    skipping = ["skip_bad=true"] if skip_bad else []
-    carry_out(recipe, [*(set or ()), *skipping], export, as_json, teacher=True)
+    carry_out(recipe, set or (), skip_bad, export, as_json, teacher=True)

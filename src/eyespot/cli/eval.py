@@ -88,7 +88,7 @@ def _contestants(model: str, schemes: Sequence[str], out: Path) -> Iterator[tupl
         return
     checkpoint = open_checkpoint(path)
     options = {scheme: Options(scheme=scheme) for scheme in schemes}
-    if checkpoint.config.get("architectures") in [[name] for name in families.TRAINED]:
+    if families.is_trained(checkpoint.config):
         yield f"{name}-float", path
     else:
         options = {"float": Options(scheme="f32", vision_scheme="f32", kv_cache="f32"), **options}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eyespot.train.stages import Result
 
 
-def carry_out(path: Path, overrides: Sequence[str], export: bool, as_json: bool, teacher: bool) -> None:
+def carry_out(path: Path, overrides: Sequence[str], skip_bad: bool, export: bool, as_json: bool, teacher: bool) -> None:
     """Runs the recipe at `path`, or only exports its newest checkpoint. teacher: whether it must have one, or must not.
 
     UsageError when it does not fit the verb.
@@ -27,7 +27,7 @@ def carry_out(path: Path, overrides: Sequence[str], export: bool, as_json: bool,
     with needs("train"):
         from eyespot.train.recipe import read_recipe
 
-        recipe = read_recipe(path, overrides)
+        recipe = read_recipe(path, [*overrides, "skip_bad=true"] if skip_bad else overrides)
         _fits(path, recipe, teacher)
         from eyespot.train.stages import export_checkpoint, newest, run
     if export:

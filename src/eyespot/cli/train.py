@@ -67,8 +67,7 @@ def command(
     if recipe is not None:
         from eyespot.cli.recipe import carry_out
 
-        skipping = ["skip_bad=true"] if skip_bad else []
-        carry_out(recipe, [*(set or ()), *skipping], export, as_json, teacher=False)
+        carry_out(recipe, set or (), skip_bad, export, as_json, teacher=False)
         return
     assert check_data is not None
     from eyespot.train.data.check import Check

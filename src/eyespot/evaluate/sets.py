@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def load_set(path: str | Path, tasks: Iterable[str] = (), limit: int = 0, circul
     EyespotError naming file and line for a bad row.
     """
     file = _annotation(Path(path))
-    wanted, seen, ids, tasks_there = set(tasks), dict[str, int](), set[str](), set[str]()
+    wanted, seen, ids = set(tasks), Counter[str](), set[str]()
     samples: list[Sample] = []
     with open(file, encoding="utf-8", errors="replace") as lines:
         for number in range(1, QUESTIONS + 2):
@@ -72,17 +73,14 @@ def load_set(path: str | Path, tasks: Iterable[str] = (), limit: int = 0, circul
                 if sample.id in ids:
                     raise EyespotError(f"{file}:{number}: the id {sample.id} is there twice")
                 ids.add(sample.id)
-                tasks_there.add(sample.task)
-                if wanted and sample.task not in wanted:
-                    continue
-                seen[sample.task] = seen.get(sample.task, 0) + 1
-                if limit and seen[sample.task] > limit:
+                seen[sample.task] += 1
+                if (wanted and sample.task not in wanted) or (limit and seen[sample.task] > limit):
                     continue
                 samples += rotations(sample) if circular else [sample]
-    if not samples and not wanted:
+    if not seen:
         raise UsageError(f"{file} has no question", cause="an empty set")
     if unknown := sorted(wanted - seen.keys()):
-        raise UsageError(f"{file} has no such task", found=", ".join(unknown), expected=", ".join(sorted(tasks_there)))
+        raise UsageError(f"{file} has no such task", found=", ".join(unknown), expected=", ".join(sorted(seen)))
     return samples
 
 
@@ -156,9 +154,9 @@ def _samples(line: str, place: str, root: Path) -> Iterator[Sample]:
     before = ""
     for i in range(0, len(said), 2):
         question, answer = str(said[i][1]), str(said[i + 1][1])
-        if i == 0 and len(images) == 1 and IMAGE not in question:  # as a training row means it
-            question = f"{IMAGE}\n{question}"
         if i == 0:
+            if len(images) == 1 and IMAGE not in question:  # as a training row means it
+                question = f"{IMAGE}\n{question}"
             before = question[: question.rfind(IMAGE) + len(IMAGE)] + "\n" if IMAGE in question else ""
         else:
             question = before + question

@@ -15,7 +15,7 @@ from eyespot.families.blocks import Built, Request
 from eyespot.families.config import Fields, Findings
 from eyespot.program import verify
 
-__all__ = ["REGISTRY", "TRAINED", "Built", "build", "supported"]
+__all__ = ["REGISTRY", "TRAINED", "Built", "build", "is_trained", "supported"]
 
 REGISTRY: dict[str, Callable[[Request], Built]] = {
     "Qwen2ForCausalLM": qwen2.build,
@@ -30,6 +30,11 @@ REGISTRY: dict[str, Callable[[Request], Built]] = {
 }
 
 TRAINED = ("InternVLForConditionalGeneration", "BlueLMVForConditionalGeneration")  # of these, those that train/ takes
+
+
+def is_trained(config: Mapping[str, Any]) -> bool:
+    """Whether train/ takes a model of this config, as transformers lays it out."""
+    return config.get("architectures") in [[name] for name in TRAINED]
 
 
 def supported() -> tuple[str, ...]:

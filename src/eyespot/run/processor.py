@@ -183,7 +183,7 @@ class Processor:
         loaded = [images.load(p) for p in self._eyes(pictures)]
         parts: list[dict[str, str]] = [{"type": "image"} for _ in loaded]
         clips = [part for part in content if part.get("type") == "video"]
-        if clips and (len(clips) > 1 or loaded or any(part.get("type") == "image" for part in content)):
+        if clips and (len(clips) > 1 or loaded or any(part.get("type") in ("image", "views") for part in content)):
             raise UsageError("a clip and other pictures in one message", expected="one clip, or pictures")
         for part in content:
             match dict(part):
@@ -198,8 +198,7 @@ class Processor:
                 case {"type": "video", "video": source, **how}:
                     frames = self._frames(source, how)
                     loaded += frames
-                    labels = [""] if self._axes else [f"Frame{i}: " for i in range(1, len(frames) + 1)]
-                    parts += [{"type": "image", "label": label} for label in labels]
+                    parts += [{"type": "image"}] if self._axes else _labelled("Frame{}: ", len(frames))
                 case _:
                     raise UsageError(
                         "message part is malformed",
@@ -311,21 +310,17 @@ class Processor:
     ) -> Message:
         """The message with its parts as the template takes them, several pictures numbered as the authors do it."""
         shown = sum(part["type"] == "image" for part in parts)
-        if shown > 1:
-            label = "Picture {}: " if self._axes else "Image-{}: "
-            numbers = itertools.count(before + 1)
-            parts = [{"label": label.format(next(numbers)), **p} if p["type"] == "image" else p for p in parts]
+        if shown > 1 and pictures[0].time is None:  # frames have their own
+            labelled = iter(_labelled("Picture {}: " if self._axes else "Image-{}: ", shown, before))
+            parts = [p for part in parts for p in ([part] if part["type"] == "text" else itertools.islice(labelled, 2))]
         if self.dialect.takes_pictures if shown else not self.dialect.takes_strings:
-            split = (
-                [{"type": "text", "text": p["label"]}, {"type": "image"}] if p.get("label") else [p] for p in parts
-            )
-            return Message(role, text, tuple(pictures), [part for pair in split for part in pair])
+            return Message(role, text, tuple(pictures), parts)
         rule, content = self.bundle.settings.image, ""
         for part in parts:
             if part["type"] == "text":
                 content += part["text"]
             elif rule is not None:
-                content += part.get("label", "") + rule.placeholder + "\n"
+                content += rule.placeholder + "\n"
         return Message(role, text, tuple(pictures), content)
 
     # Prompts
@@ -567,6 +562,12 @@ class Processor:
         for channel in range(3):
             out[:, channel] = table[:, channel][seen[..., channel]]
         return out
+
+
+def _labelled(label: str, count: int, before: int = 0) -> list[dict[str, str]]:
+    """So many pictures as parts, each after the text that numbers it."""
+    pairs = (({"type": "text", "text": label.format(before + i)}, {"type": "image"}) for i in range(1, count + 1))
+    return [part for pair in pairs for part in pair]
 
 
 def _extended(positions: I32, count: int) -> I32:

@@ -154,6 +154,7 @@ def progress(path: Path, recipe: Recipe, streams: int) -> Progress:
     """Where the training of a checkpoint stood. EyespotError when its recipe was another, naming the keys."""
     state = read_json(path / STATE)
     try:
+        theirs = state["recipe"]
         listed = [State(int(read), tuple(map(int, held))) for read, held in state["streams"]]
         took = int(state["step"]), int(state["tokens"]), float(state["seconds"]), float(state["loss"])
         skipped = tuple(map(str, state.get("skipped", ())))
@@ -164,7 +165,7 @@ def progress(path: Path, recipe: Recipe, streams: int) -> Progress:
         raise EyespotError(f"{path / STATE}: malformed ({error!r})") from None
     # Steps may be added where the rate of those behind does not depend on their number.
     grows = recipe.lr_scheduler_type == "constant_with_warmup" and (recipe.warmup_steps or not recipe.warmup_ratio)
-    check_recipe(path, recipe, STEPS if grows else frozenset())
+    _compare(path, recipe, theirs, STEPS if grows else frozenset())
     if len(listed) != streams:
         raise EyespotError(
             f"{path}: the global batch has changed", found=streams, expected=len(listed),
@@ -173,12 +174,17 @@ def progress(path: Path, recipe: Recipe, streams: int) -> Progress:
     return found
 
 
-def check_recipe(path: Path, recipe: Recipe, free: Set[str] = STEPS) -> None:
-    """EyespotError when a checkpoint's recipe was another, naming the keys; free: those that may differ."""
+def check_recipe(path: Path, recipe: Recipe) -> None:
+    """EyespotError when a checkpoint's recipe was another, but for the number of steps, naming the keys."""
     try:
         theirs = dict(read_json(path / STATE)["recipe"])
     except (KeyError, TypeError, ValueError) as error:
         raise EyespotError(f"{path / STATE}: malformed ({error!r})") from None
+    _compare(path, recipe, theirs, STEPS)
+
+
+def _compare(path: Path, recipe: Recipe, theirs: Mapping[str, Any], free: Set[str]) -> None:
+    """EyespotError where a checkpoint's recipe is another in more than the keys that are free to change."""
     ours = json.loads(json.dumps(as_json(recipe)))
     split = {"per_device_train_batch_size", "gradient_accumulation_steps"}  # only their product with processes counts
     changed = [k for k in sorted({*ours, *theirs} - free - split - FREE) if ours.get(k) != theirs.get(k)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +159,10 @@ def open_tower(path: Path, size: int | None) -> tuple[nn.Module, Eye, int]:
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise EyespotError(f"{path}: cannot be loaded ({error})") from None
-    tower = next((getattr(model, name) for name in ("vision_tower", "vision_model") if hasattr(model, name)), model)
-    names = [name for name in tower.state_dict() if not name.startswith(HEADS)]
-    kept = {f"{prefix}{name}" for prefix in ("", *_prefixes(model, tower)) for name in names}
-    if missing := sorted(set(info["missing_keys"]) & kept):
+    within = next((name for name in ("vision_tower", "vision_model") if hasattr(model, name)), None)
+    tower, prefix = (getattr(model, within), f"{within}.") if within else (model, "")
+    seen = {prefix + name for name in tower.state_dict() if not name.startswith(HEADS)}
+    if missing := sorted(seen & set(info["missing_keys"])):
         raise EyespotError(f"{path}: {len(missing)} tensors of the eyes are missing", found=", ".join(missing[:4]))
     sides, layers = (getattr(tower.config, name, None) for name in ("image_size", "num_hidden_layers"))
     own = sides[0] if isinstance(sides, list | tuple) and sides else sides
@@ -178,8 +178,3 @@ def open_tower(path: Path, size: int | None) -> tuple[nn.Module, Eye, int]:
     if size not in (None, own) and "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters:
         tower.forward = functools.partial(tower.forward, interpolate_pos_encoding=True)
     return tower, Eye(size or own, mean, std), layers
-
-
-def _prefixes(model: nn.Module, tower: nn.Module) -> Iterator[str]:
-    """How the names of the tower's tensors begin in the model."""
-    return (f"{name}." for name, module in model.named_modules() if module is tower and name)

@@ -54,10 +54,10 @@ def open_model(path: Path, max_tiles: int | None = None) -> Loaded:
     """The model in directory `path`. EyespotError for a broken one; UnsupportedModel for other layouts and models, and
     for what `eyespot compile` could not build."""
     checkpoint = open_checkpoint(path)
-    named = checkpoint.config.get("architectures")
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
+    if not families.is_trained(checkpoint.config):
         raise UnsupportedModel(
-            f"{path}: not a model that is trained here", found=named, expected=" or ".join(ARCHITECTURES),
+            f"{path}: not a model that is trained here", found=checkpoint.config.get("architectures"),
+            expected=" or ".join(ARCHITECTURES),
             cause="training takes transformers' own layout, '-hf' on the hub",
         )  # fmt: skip
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
@@ -69,7 +69,7 @@ def open_model(path: Path, max_tiles: int | None = None) -> Loaded:
     encoder = open_encoder(path, max_tiles)
     with quiet():
         try:
-            vlm, info = _class(named[0]).from_pretrained(
+            vlm, info = _class(checkpoint.config["architectures"][0]).from_pretrained(
                 path, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:

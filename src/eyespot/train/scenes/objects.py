@@ -39,16 +39,20 @@ class View:
     def marks(self) -> tuple[Mark, ...]:
         return tuple(Mark(item.thing.noun, item.thing.colour, item.box) for item in self.items)
 
+    @property
+    def alone(self) -> list[Item]:
+        """The things that are there once."""
+        counts = self.counts
+        return [item for item in self.items if counts[item.thing.name] == 1]
+
     def single(self, rng: Random) -> Item | None:
         """A thing that is there once."""
-        counts = self.counts
-        alone = [item for item in self.items if counts[item.thing.name] == 1]
+        alone = self.alone
         return rng.choice(alone) if alone else None
 
     def pair(self, rng: Random) -> tuple[Item, Item] | None:
         """Two different things that are there once."""
-        counts = self.counts
-        alone = [item for item in self.items if counts[item.thing.name] == 1]
+        alone = self.alone
         if len(alone) < 2:
             return None
         a, b = rng.sample(alone, 2)
@@ -152,9 +156,8 @@ def places(rng: Random, view: View) -> Question | None:
 
 def sides(rng: Random, view: View) -> Question | None:
     """A lesson: of pairs of things on which side the first is of the second: what position asks, many times at once."""
-    counts, said = view.counts, []
-    alone = [item for item in view.items if counts[item.thing.name] == 1]
-    for a, b in permutations(alone, 2):
+    said = []
+    for a, b in permutations(view.alone, 2):
         if words := " ".join(side for side, _ in _apart(a, b)):
             said.append((f"{a.thing.name} {b.thing.name}", words))
     if not said:
