@@ -191,6 +191,49 @@ def test_one_pair_is_asked_in_a_sentence() -> None:
         assert lesson.answer == " ".join(said)
 
 
+def test_whether_says_yes_or_no_of_each_side_that_it_asks_about() -> None:
+    heard: Counter[tuple[str, str]] = Counter()
+    for view, lesson in asked(4, objects.draw, objects.whether, 160, "whether"):
+        found = re.fullmatch(r"Is the (.+?) ((?:(?:left|right|above|below)(?:, )?)+) of the (.+)\?", lesson.text)
+        assert found is not None
+        middles = {item.thing.name: (item.x, item.y) for item in view.items}
+        dx, dy = (p - q for p, q in zip(middles[found[1]], middles[found[3]], strict=True))
+        right = {"left": dx < 0, "right": dx > 0, "above": dy < 0, "below": dy > 0}
+        sides = found[2].split(", ")
+        across, down = ({"left", "right"} <= set(sides), {"above", "below"} <= set(sides))
+        assert (across, down) == (abs(dx) >= objects.APART, abs(dy) >= objects.APART)
+        assert lesson.answer == " ".join("yes" if right[side] else "no" for side in sides)
+        heard[sides[0], lesson.answer.split()[0]] += 1
+    assert len(heard) == 8  # no side says by being named first whether it is true
+    assert min(heard.values()) > N / 20
+
+
+def test_counts_are_those_of_the_kinds_in_the_order_asked() -> None:
+    heard: Counter[int] = Counter()
+    for view, lesson in asked(4, objects.draw, objects.counts, 160, "counts"):
+        plurals = {vocabulary.plural(name): count for name, count in view.counts.items()}
+        _, _, named = lesson.text.rpartition("many " if "many " in lesson.text else "the ")
+        kinds = re.sub(r"( are there\?| do you see\?|\.)$", "", named).split(", ")
+        assert set(plurals) <= set(kinds)
+        assert len(set(kinds)) == len(kinds) <= len(plurals) + 2
+        digits = [int(digit) for digit in lesson.answer.split()]
+        assert digits == [plurals.get(kind, 0) for kind in kinds]
+        heard.update(digits)
+    assert min(heard[count] for count in (0, 1, 2, 3)) > N / 20
+
+
+def test_bars_are_told_in_the_order_asked() -> None:
+    heard: Counter[str] = Counter()
+    for chart, lesson in asked(4, charts.draw, charts.bars, 160, "bars"):
+        labels = re.findall(r"\b[A-Z](?=[,.?])", lesson.text)
+        assert len(labels) >= 2
+        by_label = {bar.label: bar for bar in chart.bars}
+        of = "colour" if "colo" in lesson.text else "value"
+        assert lesson.answer.split() == [str(getattr(by_label[label], of)) for label in labels]
+        heard[of] += 1
+    assert min(heard["colour"], heard["value"]) > N / 5
+
+
 def test_a_grid_names_what_covers_the_middle_of_each_cell() -> None:
     for view, lesson in asked(4, objects.draw, objects.grid, 160, "grid"):
         covered = []

@@ -114,4 +114,13 @@ def colour(rng: Random, chart: Chart) -> Question | None:
     return ask(rng, "colour", "colour", bar.colour, vocabulary.SPELLINGS.get(bar.colour, ()), a=f"bar {bar.label}")
 
 
-MAKERS: dict[str, Maker] = {"chart": value, "count": count, "colour": colour}
+def bars(rng: Random, chart: Chart) -> Question | None:
+    """A lesson: the values or the colours of several bars, each to be found by its letter, in the order asked."""
+    asked = rng.sample(chart.bars, rng.randint(2, len(chart.bars)))
+    labels = ", ".join(bar.label for bar in asked)
+    if len({bar.colour for bar in chart.bars}) > 1 and rng.random() < 0.6:
+        return ask(rng, "bars", "bar colours", " ".join(bar.colour for bar in asked), p=labels)
+    return ask(rng, "bars", "bar values", " ".join(str(bar.value) for bar in asked), p=labels)
+
+
+MAKERS: dict[str, Maker] = {"chart": value, "count": count, "colour": colour, "bars": bars}

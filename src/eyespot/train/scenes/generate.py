@@ -61,6 +61,9 @@ BY_NAME = {
     "places": ("objects",),
     "sides": ("objects",),
     "side": ("objects",),
+    "whether": ("objects",),
+    "counts": ("objects",),
+    "bars": ("chart",),
     "spell": ("text",),
     "traffic": ("road",),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import chain, permutations
 from random import Random
 
 from PIL import Image
@@ -68,6 +68,8 @@ HOW_MANY = {
     "places": (1, 5),
     "sides": (2, 4),
     "side": (2, 3),
+    "whether": (2, 3),
+    "counts": (2, 6),
     "describe": (1, 3),
     "count": (1, 6),
     "colour": (1, 4),
@@ -84,7 +86,7 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[View, str, bool
     spots, key = layout(rng, which, count)
     image, ground = canvas.background(rng, side)
     kinds = count
-    if task == "count":
+    if task in ("count", "counts"):
         kinds = rng.randint(1, min(3, count))
     elif task == "describe":
         kinds = rng.randint(1, count)
@@ -176,6 +178,31 @@ def side(rng: Random, view: View) -> Question | None:
     return ask(rng, "side", "side", words, a=pair[0].thing.name, b=pair[1].thing.name)
 
 
+def whether(rng: Random, view: View) -> Question | None:
+    """A lesson: of several sides whether a thing lies on each. "Is it left?" wants the side and then a comparison of
+    words, and chance gives half of it; here it is asked several times of one pair, in any order."""
+    pair = view.pair(rng)
+    if pair is None:
+        return None
+    apart = _apart(*pair)
+    asked = list(chain.from_iterable(either for _, either in apart))
+    if not asked:
+        return None
+    rng.shuffle(asked)
+    true = [side for side, _ in apart]
+    answer = " ".join("yes" if side in true else "no" for side in asked)
+    return ask(rng, "whether", "whether", answer, p=", ".join(asked), a=pair[0].thing.name, b=pair[1].thing.name)
+
+
+def counts(rng: Random, view: View) -> Question | None:
+    """A lesson: how many there are of each of several kinds, some of them not there; digits alone, as asked."""
+    there = view.counts
+    named = [*there, *things.absent(rng, [item.thing for item in view.items], rng.randint(0, 2))]
+    rng.shuffle(named)
+    kinds = ", ".join(vocabulary.plural(name) for name in named)
+    return ask(rng, "counts", "counts", " ".join(str(there[name]) for name in named), p=kinds)
+
+
 def count(rng: Random, view: View) -> Question | None:
     counts = view.counts
     if len(view.items) > 1 and rng.random() < 0.15:
@@ -257,6 +284,8 @@ MAKERS: dict[str, Maker] = {
     "places": places,
     "sides": sides,
     "side": side,
+    "whether": whether,
+    "counts": counts,
     "count": count,
     "colour": colour,
     "position": position,
