@@ -115,15 +115,19 @@ class Scenes:
         return Scene(name, kind.pictures(view), tuple(asked), layout, novel, kind.frames, marks)
 
     def _more(self, rng: Random, kind: Kind, view: Any, first: Question) -> Iterator[Question]:
-        """Further questions, none about what was asked already."""
-        seen, left = {(first.task, first.answer)}, self.questions - 1
+        """Further questions, none about what was asked already; a lesson may give an answer twice."""
+
+        def about(task: str, question: Question) -> tuple[str, str]:
+            return task, question.text if task in BY_NAME else question.answer
+
+        seen, left = {about(first.task, first)}, self.questions - 1
         able = [task for task in kind.makers if task in TASKS or task in self._tasks]
         for task in rng.choices(able, k=3 * left):
             question = kind.makers[task](rng, view)
-            if question is None or (task, question.answer) in seen:
+            if question is None or about(task, question) in seen:
                 continue
             if left == 0:
                 return
-            seen.add((task, question.answer))
+            seen.add(about(task, question))
             left -= 1
             yield question

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, permutations
+from itertools import permutations
 from random import Random
 
 from PIL import Image
@@ -179,19 +179,16 @@ def side(rng: Random, view: View) -> Question | None:
 
 
 def whether(rng: Random, view: View) -> Question | None:
-    """A lesson: of several sides whether a thing lies on each. "Is it left?" wants the side and then a comparison of
-    words, and chance gives half of it; here it is asked several times of one pair, in any order."""
+    """A lesson: what position asks a quarter of the time, yes or no. Half of it is right by chance, and the rest wants
+    both the side and a comparison with the one that is asked: nothing is learned of it before it comes often."""
     pair = view.pair(rng)
-    if pair is None:
+    apart = pair and _apart(*pair)
+    if not pair or not apart:
         return None
-    apart = _apart(*pair)
-    asked = list(chain.from_iterable(either for _, either in apart))
-    if not asked:
-        return None
-    rng.shuffle(asked)
-    true = [side for side, _ in apart]
-    answer = " ".join("yes" if side in true else "no" for side in asked)
-    return ask(rng, "whether", "whether", answer, p=", ".join(asked), a=pair[0].thing.name, b=pair[1].thing.name)
+    side, either = rng.choice(apart)
+    asked = rng.choice(either)
+    words = {"a": pair[0].thing.name, "b": pair[1].thing.name}
+    return ask(rng, "whether", f"is it {asked}", "yes" if asked == side else "no", **words)
 
 
 def counts(rng: Random, view: View) -> Question | None:

@@ -41,7 +41,6 @@ ASK = {
     "places": ("Place {p}.",),
     "sides": ("Sides of {p}.",),
     "side": ("On which sides is the {a} of the {b}?", "Is the {a} left, right, above or below of the {b}?"),
-    "whether": ("Is the {a} {p} of the {b}?",),
     "counts": ("How many {p} are there?", "How many {p} do you see?", "Count the {p}."),
     "bar colours": ("What color are the bars {p}?", "What colour are the bars {p}?"),
     "bar values": ("What are the values of {p}?", "How high are the bars {p}?"),
