@@ -64,7 +64,7 @@ def test_demo_answers_right_what_the_readme_shows(tmp_path: Path) -> None:
             model.generate(q, images=[local(MODEL) / PICTURE], temperature=0.0, max_tokens=32)
             for q in (*QUESTIONS, f"Detect <ref>{FIND}</ref>")
         ]
-    assert [answer.text for answer in answers[:3]] == ["4", "left", "top right"]
+    assert [answer.text for answer in answers[:3]] == ["yes", "cat", "top right"]
     (box,) = answers[3].boxes
     assert box.label == FIND
     assert abs((box.x1 + box.x2) / 2 - 331) < 45  # the guitar's middle: a tenth of the picture
