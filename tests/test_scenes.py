@@ -141,6 +141,18 @@ def test_lessons_and_domains_come_when_they_are_called() -> None:
         assert all(faults(scene.record()) == [] for scene in scenes)
 
 
+def test_a_lesson_may_give_an_answer_twice_and_a_question_may_not() -> None:
+    twice = 0
+    for i in range(N):
+        asked = Scenes(3, "train", 6, {"whether": 1}, (64,))[i].questions
+        lessons = [q for q in asked if q.task == "whether"]
+        assert len({q.text for q in lessons}) == len(lessons)
+        twice += len({q.answer for q in lessons}) < len(lessons)
+        others = [(q.task, q.answer) for q in asked if q.task != "whether"]
+        assert len(set(others)) == len(others)
+    assert twice > N / 20
+
+
 def test_places_are_the_tenths_where_middles_lie() -> None:
     several = 0
     for view, lesson in asked(4, objects.draw, objects.places, 160, "places"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -66,8 +67,11 @@ REORDERED = [("ts", "libx264"), ("ts", "mpeg2video"), ("avi", "libx264"), ("avi"
 
 @pytest.mark.parametrize("frames_between", [0, 2])
 @pytest.mark.parametrize(("kind", "codec"), REORDERED)
-def test_frames_that_are_stored_in_another_order(tmp_path: Path, kind: str, codec: str, frames_between: int) -> None:
-    """Containers that are sought by decoding time, or have no time of showing: the frame is the one asked for."""
+def test_frames_that_are_stored_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, codec: str, frames_between: int
+) -> None:
+    """Containers that are sought by decoding time, or have no time of showing: the frame is the one asked for, and
+    found at once, not by beginning again."""
     path = tmp_path / f"a.{kind}"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
@@ -81,9 +85,19 @@ def test_frames_that_are_stored_in_another_order(tmp_path: Path, kind: str, code
         container.mux(stream.encode())
     clip = open_clip(path)
     assert clip.times == pytest.approx([i / 25 for i in range(40)], abs=1e-3)
-    for chosen in ([0], [3, 20, 38], [13, 14], [25], [39], list(range(40))):
+    opened = 0
+
+    def counted(path: Path, opening: Any = video._opened) -> Any:
+        nonlocal opened
+        opened += 1
+        return opening(path)
+
+    monkeypatch.setattr(video, "_opened", counted)
+    choices = ([0], [3, 20, 38], [13, 14], [25], [39], list(range(40)))
+    for chosen in choices:
         frames = (np.asarray(frame).reshape(6, 8, 8, 8, 3).mean((1, 3, 4)) for frame in clip.read(chosen))
         assert [int(frame.argmax()) for frame in frames] == chosen
+    assert opened == len(choices)
 
 
 def test_a_clip_that_begins_late_begins_at_zero(tmp_path: Path) -> None:
