@@ -72,14 +72,15 @@ def test_frames_that_are_stored_in_another_order(
 ) -> None:
     """Containers that are sought by decoding time, or have no time of showing: the frame is the one asked for, and
     found at once, not by beginning again."""
-    path = tmp_path / f"a.{kind}"
+    path, noise = tmp_path / f"a.{kind}", np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = 12, frames_between
         stream.codec_context.thread_count = 1
         for i in range(40):
-            pixels = np.zeros((6, 8, 8, 8, 3), np.uint8)  # rows and columns of blocks, of which number i is white
+            # Rows and columns of blocks, of which number i is white; noise makes the film more than one read long.
+            pixels = noise.integers(0, 60, (6, 8, 8, 8, 3), np.uint8)
             pixels[i // 8, :, i % 8] = 255
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.reshape(48, 64, 3), "rgb24")))
         container.mux(stream.encode())
