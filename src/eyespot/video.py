@@ -27,7 +27,6 @@ STILLS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 MOVING = {".gif", ".webp"}
 RATE = 1.0  # frames a second of a directory, when nobody says
 UNTIMED = 100  # milliseconds of a frame of an animation that names none, as browsers show it
-UNSOUGHT = ("mpeg",)  # formats whose times are guesses after a seek
 
 
 Key = tuple[int, int]  # of a keyframe: when it is shown, and when decoded, by which most containers are sought
@@ -206,12 +205,14 @@ def _film(path: Path) -> Clip:
                 raise EyespotError(
                     f"{path.name}: more than {limits.FILM_FRAMES} frames", cause="cut it: --video takes parts"
                 )
-        base = Fraction(stream.time_base)
+        base, guessed = Fraction(stream.time_base), _guessed(container)
     if not stamps:
         raise EyespotError(f"{path.name}: a film of no frames", cause="zero length, or without times")
     stamps.sort()
     keys.sort()
     first = stamps[0]
+    if guessed:  # such streams have a constant rate
+        stamps = [first + round(i * (stamps[-1] - first) / max(1, len(stamps) - 1)) for i in range(len(stamps))]
     times = tuple(float((stamp - first) * base) for stamp in stamps)
     end = max(float((last - first) * base), times[-1])
     shown = next(_frames(path, stamps, keys, [0]))
@@ -225,22 +226,23 @@ def _frames(
     on where that is further. seeks: or else from the beginning: where the container leads elsewhere."""
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
-        # AVI knows no times but the decoder's: a codec that shows frames in another order has only that order.
-        ordered = container.format.name == "avi" and stream.codec_context.has_b_frames
-        seeks = seeks and not ordered and container.format.name not in UNSOUGHT
+        # AVI knows no times but the decoder's: a codec that shows frames in another order has only that order. Of an
+        # MPEG program stream most packets have none, and what is guessed names two frames alike.
+        ordered = _guessed(container) or (container.format.name == "avi" and stream.codec_context.has_b_frames)
+        seeks = seeks and not ordered
         at: int | None = None  # of the last decoded frame
         frames: Iterator[Any] = container.decode(stream)
         frame: Any = None
         count = pixels = 0  # that were decoded
         for done, number in enumerate(numbers):
-            stamp = stamps[number]
+            stamp = number if ordered else stamps[number]
             key = bisect_right(keys, stamp, key=lambda k: k[0]) - 1
             sought = seeks and key >= 0 and (at is None or keys[key][0] > at)
             if sought:
                 container.seek(keys[key][1], stream=stream, backward=True)
                 frames, at = container.decode(stream), None
             while (at is None or at < stamp) and (frame := next(frames, None)) is not None:
-                at = stamps[min(count, len(stamps) - 1)] if ordered else frame.pts
+                at = count if ordered else frame.pts
                 count, pixels = count + 1, pixels + frame.width * frame.height
                 if pixels > limits.FILM_PIXELS:
                     cause = (
@@ -255,6 +257,11 @@ def _frames(
                 raise EyespotError(f"{path.name}: a frame {what}", cause="cut off or corrupted")
             image = frame.to_image()
             yield image.rotate(frame.rotation, expand=True) if frame.rotation else image
+
+
+def _guessed(container: Any) -> bool:
+    """Whether most of a film's times are FFmpeg's guesses."""
+    return bool(container.format.name == "mpeg")
 
 
 # Which frames
