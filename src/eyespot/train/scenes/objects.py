@@ -185,10 +185,8 @@ def whether(rng: Random, view: View) -> Question | None:
     apart = pair and _apart(*pair)
     if not pair or not apart:
         return None
-    side, either = rng.choice(apart)
-    asked = rng.choice(either)
-    words = {"a": pair[0].thing.name, "b": pair[1].thing.name}
-    return ask(rng, "whether", f"is it {asked}", "yes" if asked == side else "no", **words)
+    wording, answer = _is_it(rng, *rng.choice(apart))
+    return ask(rng, "whether", wording, answer, a=pair[0].thing.name, b=pair[1].thing.name)
 
 
 def counts(rng: Random, view: View) -> Question | None:
@@ -229,8 +227,7 @@ def position(rng: Random, view: View) -> Question | None:
     words = {"a": a.thing.name, "b": b.thing.name}
     for side, (low, high) in _apart(a, b):
         either = f"{low} {high}"
-        asked = rng.choice((low, high))
-        forms += [(either, side, ()), (either, side, ()), (f"is it {asked}", "yes" if asked == side else "no", ())]
+        forms += [(either, side, ()), (either, side, ()), (*_is_it(rng, side, (low, high)), ())]
         if len(view.items) == 2:
             forms.append((f"what {side}", a.thing.name, a.thing.accepted))
     if not forms:
@@ -246,6 +243,12 @@ def _apart(a: Item, b: Item) -> list[tuple[str, tuple[str, str]]]:
         if abs(far) >= APART:
             sides.append((low if far < 0 else high, (low, high)))
     return sides
+
+
+def _is_it(rng: Random, side: str, either: tuple[str, str]) -> tuple[str, str]:
+    """The wording of a question about one of two sides, and its answer."""
+    asked = rng.choice(either)
+    return f"is it {asked}", "yes" if asked == side else "no"
 
 
 def corner(rng: Random, view: View) -> Question | None:
