@@ -34,6 +34,7 @@ from eyespot.train.scenes import (
     files,
     glyphs,
     objects,
+    questions,
     sequences,
     split,
     texts,
@@ -223,16 +224,59 @@ def test_whether_says_yes_and_no_of_each_side() -> None:
 
 def test_counts_are_those_of_the_kinds_in_the_order_asked() -> None:
     heard: Counter[int] = Counter()
+    alone = 0
     for view, lesson in asked(4, objects.draw, objects.counts, 160, "counts"):
         plurals = {vocabulary.plural(name): count for name, count in view.counts.items()}
         _, _, named = lesson.text.rpartition("many " if "many " in lesson.text else "the ")
         kinds = re.sub(r"( are there\?| do you see\?|\.)$", "", named).split(", ")
-        assert set(plurals) <= set(kinds)
         assert len(set(kinds)) == len(kinds) <= len(plurals) + 2
+        alone += len(kinds) == 1
         digits = [int(digit) for digit in lesson.answer.split()]
         assert digits == [plurals.get(kind, 0) for kind in kinds]
         heard.update(digits)
     assert min(heard[count] for count in (0, 1, 2, 3)) > N / 20
+    assert N / 8 < alone < N / 2
+
+
+def test_options_are_told_by_their_letters() -> None:
+    heard: Counter[str] = Counter()
+    for view, lesson in asked(4, objects.draw, objects.options, 160, "options"):
+        by_name = {name: letter for letter, name in re.findall(r"^([A-H])\. (.+)$", lesson.text, re.MULTILINE)}
+        assert "".join(by_name.values()) == "ABCDEFGH"[: len(by_name)]
+        assert set(view.counts) < set(by_name)
+        if found := re.search(r"^(Letters|Names and letters) of (.+)\.$", lesson.text, re.MULTILINE):
+            form, names = found[1], found[2].split(", ")
+            assert 2 <= len(set(names)) == len(names)
+            said = [by_name[name] for name in names]
+            if form == "Letters":
+                assert lesson.answer == " ".join(said)
+            else:
+                assert lesson.answer == ", ".join(f"{n} {letter}" for n, letter in zip(names, said, strict=True))
+        else:
+            form = "seen"
+            assert lesson.text.endswith("\nAnswer with the letters.")
+            assert lesson.answer.split() == sorted(by_name[name] for name in view.counts)
+        heard[form] += 1
+    assert min(heard[form] for form in ("Letters", "Names and letters", "seen")) > N / 5
+
+
+def test_bars_are_sorted_up_and_down() -> None:
+    heard: Counter[bool] = Counter()
+    rng = Random(4)
+    for _ in range(N):
+        chart, _, _ = charts.draw(rng, "train", 160, "order")
+        value = {bar.label: bar.value for bar in chart.bars}
+        lesson = charts.order(rng, chart)
+        if lesson is None:  # two bars as high as each other have no order
+            assert len(set(value.values())) < len(value)
+            continue
+        values = [value[label] for label in lesson.answer.split()]
+        down = lesson.text in questions.ASK["order"]
+        assert down or lesson.text in questions.ASK["order up"]
+        assert sorted(values, reverse=down) == values
+        assert len(set(values)) == len(values) == len(value)
+        heard[down] += 1
+    assert min(heard[True], heard[False]) > N / 10
 
 
 def test_bars_are_told_in_the_order_asked() -> None:

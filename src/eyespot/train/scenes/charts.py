@@ -123,4 +123,14 @@ def bars(rng: Random, chart: Chart) -> Question | None:
     return ask(rng, "bars", "bar values", " ".join(str(bar.value) for bar in asked), p=labels)
 
 
-MAKERS: dict[str, Maker] = {"chart": value, "count": count, "colour": colour, "bars": bars}
+def order(rng: Random, chart: Chart) -> Question | None:
+    """A lesson: the letters of the bars from high to low or from low to high, where no two are level. Its first letter
+    is what a question about the tallest or the shortest asks."""
+    if len({bar.value for bar in chart.bars}) < len(chart.bars):
+        return None
+    wording = rng.choice(("order", "order up"))
+    ranked = sorted(chart.bars, key=lambda bar: bar.value, reverse=wording == "order")
+    return ask(rng, "order", wording, " ".join(bar.label for bar in ranked))
+
+
+MAKERS: dict[str, Maker] = {"chart": value, "count": count, "colour": colour, "bars": bars, "order": order}

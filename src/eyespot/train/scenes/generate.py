@@ -63,7 +63,9 @@ BY_NAME = {
     "side": ("objects",),
     "whether": ("objects",),
     "counts": ("objects",),
+    "options": ("objects",),
     "bars": ("chart",),
+    "order": ("chart",),
     "spell": ("text",),
     "traffic": ("road",),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from random import Random
 
@@ -16,7 +16,7 @@ from PIL import Image
 from eyespot.train.data.record import Mark
 from eyespot.train.scenes import canvas, questions, split, things, vocabulary
 from eyespot.train.scenes.questions import ask
-from eyespot.train.scenes.scene import Question
+from eyespot.train.scenes.scene import LETTERS, Question
 from eyespot.train.scenes.things import Item
 
 CELLS = 5  # of a picture of 160 pixels in tokens of 32
@@ -77,6 +77,7 @@ HOW_MANY = {
     "find": (1, 5),
     "region": (2, 5),
     "choice": (1, 4),
+    "options": (1, 4),
 }
 
 
@@ -190,10 +191,10 @@ def whether(rng: Random, view: View) -> Question | None:
 
 
 def counts(rng: Random, view: View) -> Question | None:
-    """A lesson: how many there are of each of several kinds, some of them not there; digits alone, as asked."""
+    """A lesson: how many there are of each of some kinds, of which some are not there; digits alone, as asked."""
     there = view.counts
     named = [*there, *things.absent(rng, [item.thing for item in view.items], rng.randint(0, 2))]
-    rng.shuffle(named)
+    named = rng.sample(named, rng.randint(1, len(named)))
     kinds = ", ".join(vocabulary.plural(name) for name in named)
     return ask(rng, "counts", "counts", " ".join(str(there[name]) for name in named), p=kinds)
 
@@ -277,6 +278,26 @@ def choice(rng: Random, view: View) -> Question | None:
     return questions.choice(rng, "choice", right.name, wrong)
 
 
+def options(rng: Random, view: View) -> Question | None:
+    """A lesson: several options by their letters, those that are named or those that are seen. What a multiple choice
+    wants once a thing is known, the letter that stands before a word, is heard once a question there."""
+    there = list(view.counts)
+    named = [*there, *things.absent(rng, [item.thing for item in view.items], rng.randint(2, 4))]
+    rng.shuffle(named)
+    letter = dict(zip(named, LETTERS, strict=False))
+    listed = questions.listed(named)
+    form = rng.choice(("letters", "names and letters", "letters seen"))
+    if form == "letters seen":
+        seen = " ".join(letter[name] for name in named if name in there)
+        question = ask(rng, "options", form, seen)
+        return replace(question, text=f"{question.text}\n{listed}\n{questions.CHOICES_END}")
+    some = rng.sample(named, rng.randint(2, 3))
+    told = ", ".join(f"{name} {letter[name]}" for name in some)
+    answer = told if form == "names and letters" else " ".join(letter[name] for name in some)
+    question = ask(rng, "options", form, answer, p=", ".join(some))
+    return replace(question, text=f"{listed}\n{question.text}")
+
+
 MAKERS: dict[str, Maker] = {
     "describe": describe,
     "name": name,
@@ -292,4 +313,5 @@ MAKERS: dict[str, Maker] = {
     "find": find,
     "region": region,
     "choice": choice,
+    "options": options,
 }

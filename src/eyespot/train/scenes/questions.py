@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from eyespot import boxes
@@ -42,6 +43,11 @@ ASK = {
     "sides": ("Sides of {p}.",),
     "side": ("On which sides is the {a} of the {b}?", "Is the {a} left, right, above or below of the {b}?"),
     "counts": ("How many {p} are there?", "How many {p} do you see?", "Count the {p}."),
+    "letters": ("Letters of {p}.",),
+    "names and letters": ("Names and letters of {p}.",),
+    "letters seen": ("What is in the picture?", "Which of these do you see?", "Which objects are shown?"),
+    "order": ("Sort the bars from high to low.", "Which bars are the tallest, in order?"),
+    "order up": ("Sort the bars from low to high.", "Which bars are the shortest, in order?"),
     "bar colours": ("What color are the bars {p}?", "What colour are the bars {p}?"),
     "bar values": ("What are the values of {p}?", "How high are the bars {p}?"),
     "read": ("Read the text.", "What does the text say?", "What is written here?", "What is the text in the picture?"),
@@ -79,6 +85,7 @@ ASK = {
 }  # fmt: skip
 
 CHOICE_END = "Answer with the letter."
+CHOICES_END = "Answer with the letters."
 
 
 def ask(
@@ -103,9 +110,13 @@ def choice(rng: Random, wording: str, right: str, wrong: list[str]) -> Question:
     """Four options, or as many as there are, and the letter of the right one."""
     options = [right, *wrong]
     rng.shuffle(options)
-    listed = "\n".join(f"{LETTERS[i]}. {option}" for i, option in enumerate(options))
-    question = f"{rng.choice(ASK[wording])}\n{listed}\n{CHOICE_END}"
+    question = f"{rng.choice(ASK[wording])}\n{listed(options)}\n{CHOICE_END}"
     return Question("choice", question, LETTERS[options.index(right)], options=tuple(options))
+
+
+def listed(options: Sequence[str]) -> str:
+    """Options by letter, a line each."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
 def box_text(box: Box, size: boxes.Size) -> str:
