@@ -240,7 +240,11 @@ def test_counts_are_those_of_the_kinds_in_the_order_asked() -> None:
 
 def test_options_are_told_by_their_letters() -> None:
     heard: Counter[str] = Counter()
-    for view, lesson in asked(4, objects.draw, objects.options, 160, "options"):
+    views = (
+        *asked(4, objects.draw, objects.options, 160, "options"),
+        *asked(5, objects.draw, objects.options, 64, "grid"),
+    )
+    for view, lesson in views:  # of up to six kinds in the pictures of another lesson
         by_name = {name: letter for letter, name in re.findall(r"^([A-H])\. (.+)$", lesson.text, re.MULTILINE)}
         assert "".join(by_name.values()) == "ABCDEFGH"[: len(by_name)]
         assert set(view.counts) < set(by_name)

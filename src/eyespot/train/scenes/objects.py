@@ -282,9 +282,10 @@ def options(rng: Random, view: View) -> Question | None:
     """A lesson: several options by their letters, those that are named or those that are seen. What a multiple choice
     wants once a thing is known, the letter that stands before a word, is heard once a question there."""
     there = list(view.counts)
-    named = [*there, *things.absent(rng, [item.thing for item in view.items], rng.randint(2, 4))]
+    room = min(4, len(LETTERS) - len(there))
+    named = [*there, *things.absent(rng, [item.thing for item in view.items], rng.randint(2, room))]
     rng.shuffle(named)
-    letter = dict(zip(named, LETTERS, strict=False))
+    letter = {name: LETTERS[i] for i, name in enumerate(named)}
     listed = questions.listed(named)
     form = rng.choice(("letters", "names and letters", "letters seen"))
     if form == "letters seen":
