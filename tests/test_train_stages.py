@@ -278,12 +278,12 @@ def test_a_label_is_what_lies_at_a_point_of_the_patch() -> None:
     marks = (Mark("cat", "red", (0, 0, 30, 40)), Mark("a", "", (30, 0, 80, 40)))
     record = Record((), (Image.new("RGB", (80, 40)),), marks=(marks,))
     found = marker(record, (InternVL(16, 4, min_tiles=2, max_tiles=2).cut(80, 40),))
-    assert found.shape == (3, 2, 2, 3)
+    assert found.shape == (3, 2, 2, 4)
     things = found[..., :2].reshape(3, 2, 4)  # half a patch each
     assert things[:, 0].tolist() == [[1, 1, 1, 2], [2, 2, 2, 2], [1, 2, 2, 2]]
     assert things[0, 1].tolist() == things[0, 0].tolist()
-    assert found[0, 0, :, 2].tolist() == [1, 1]
-    assert found[1, 0, :, 2].tolist() == [-1, -1]
+    colours = found[..., 2:].reshape(3, 2, 4)
+    assert colours[:, 0].tolist() == [[1, 1, 1, -1], [-1, -1, -1, -1], [1, -1, -1, -1]]
     nothing = marker(replace(record, marks=((),)), (InternVL(16, 4, max_tiles=1).cut(80, 40),))
     assert not nothing.any()
     for wrong, why in ((None, "nothing is known"), (((Mark("dog", "", (0, 0, 1, 1)),),), "'dog', which has no class")):
@@ -317,10 +317,10 @@ def test_eyes_learn_what_each_patch_shows(tiny: Path, rows: Path, tmp_path: Path
 def test_heads_tell_where_a_patch_stands() -> None:
     """Where nothing is known of what patches show, what is left to learn is each one's row and column."""
     torch.manual_seed(0)
-    heads = Heads(24, 3, 2, 4)
+    heads = Heads(24, 3, 2, side=4)
     states = torch.randn(2, 1 + 16, 24)
     states[1] = states[0]  # the same places in both tiles
-    nothing = torch.full((2, 4, 4, 3), UNKNOWN, dtype=torch.int16)
+    nothing = torch.full((2, 4, 4, 4), UNKNOWN, dtype=torch.int16)
     optimizer = torch.optim.Adam(heads.parameters(), 0.05)
     for _ in range(100):
         optimizer.zero_grad()

@@ -29,7 +29,7 @@ NOTHING = 0  # the class of background; UNKNOWN: not learned
 UNKNOWN = -1
 BACKGROUND = 0.2  # weight of a patch of background: most are, and they are soon learned
 PLACE = 0.1  # weight of a patch's row, and of its column
-COLOUR = 0.5  # weight of the colour beside that of each of the two things a patch shows
+COLOUR = 0.4  # weight of each of the two colours of a patch beside that of the things that have them
 POINTS = (0.25, 0.75)  # of a patch's width, at the middle of its height: letters are narrower than patches
 
 
@@ -48,10 +48,10 @@ class Marker:
     seen: float = 1.0
 
     def __call__(self, record: Record, cuts: Sequence[Cut]) -> npt.NDArray[np.int16]:
-        """[t, side, side, 3]: the thing in the left and in the right half of each patch, and the colour in its left.
+        """[t, side, side, 4]: the thing in the left and in the right half of each patch, then the colours there.
         BadRecord where nobody knows what the pictures show, or a mark's word has no class."""
         if record.marks is None and not self.strict:
-            return np.full((sum(cut.tiles for cut in cuts), self.side, self.side, 3), UNKNOWN, np.int16)
+            return np.full((sum(cut.tiles for cut in cuts), self.side, self.side, 4), UNKNOWN, np.int16)
         if record.marks is None:
             raise BadRecord(record.place, ["nothing is known of where things are in its pictures"])
         unknown = {mark.what for marks in record.marks for mark in marks} - self.what.keys()
@@ -62,14 +62,14 @@ class Marker:
             for picture, marks, cut in zip(record.images, record.marks, cuts, strict=True)
             for place in cut.places()
         ]
-        return np.stack(found) if found else np.empty((0, self.side, self.side, 3), np.int16)
+        return np.stack(found) if found else np.empty((0, self.side, self.side, 4), np.int16)
 
     def _tile(
         self, marks: Sequence[Mark], size: tuple[int, int], left: float, top: float, width: float, height: float
     ) -> npt.NDArray[np.int16]:
         """Of the tile at (left, top) of so much of a picture, in shares of it."""
         n = self.side
-        labels = np.full((n, n, 3), NOTHING, np.int16)
+        labels = np.full((n, n, 4), NOTHING, np.int16)
         y = (top + height * self.seen * (np.arange(n) + 0.5) / n) * size[1]
         for half, point in enumerate(POINTS):
             x = (left + width * self.seen * (np.arange(n) + point) / n) * size[0]
@@ -78,8 +78,7 @@ class Marker:
                 rows, columns = np.nonzero((y >= y1) & (y < y2))[0], np.nonzero((x >= x1) & (x < x2))[0]
                 at = np.ix_(rows, columns)
                 labels[..., half][at] = self.what[mark.what]
-                if half == 0:
-                    labels[..., 2][at] = self.colours.get(mark.colour, UNKNOWN)
+                labels[..., 2 + half][at] = self.colours.get(mark.colour, UNKNOWN)
         return labels
 
 
@@ -89,12 +88,12 @@ class Heads(nn.Module):
 
     def __init__(self, width: int, what: int, colours: int, side: int) -> None:
         super().__init__()
-        self.names = nn.ModuleList(nn.Linear(width, 1 + count) for count in (what, what, colours))
+        self.names = nn.ModuleList(nn.Linear(width, 1 + count) for count in (what, what, colours, colours))
         self.places = nn.ModuleList(nn.Linear(width, side) for _ in range(2))
 
     def forward(self, states: Tensor, patches: Tensor) -> Tensor:
         """The sum of the weighted cross entropies. states [t, n, width], the patches' last;
-        patches i16 [t, side, side, 3]."""
+        patches i16 [t, side, side, 4]."""
         labels = patches.flatten(1, 2).long()
         rows = F.layer_norm(states[:, -labels.shape[1] :], states.shape[-1:])  # a class token stands before them
         weights = _weights(labels)
@@ -160,17 +159,17 @@ class LabelledAnswers(Answers):
 
 
 def _weights(labels: Tensor) -> Tensor:
-    """Of each label [..., 3]."""
+    """Of each label [..., 4]."""
     weights = torch.where(labels == NOTHING, BACKGROUND, 1.0) * (labels != UNKNOWN)
-    return weights * weights.new_tensor((1.0, 1.0, COLOUR))
+    return weights * weights.new_tensor((1.0, 1.0, COLOUR, COLOUR))
 
 
 def classes() -> tuple[dict[str, int], dict[str, int]]:
-    """Word -> class of all that scenes mark: things, letters, digits and bars; and of colours."""
+    """Word -> class of all that scenes mark: things, letters and digits; and of colours."""
     try:
-        from eyespot.train.scenes import charts, vocabulary
+        from eyespot.train.scenes import vocabulary
     except ModuleNotFoundError as error:
         raise EyespotError(f"the package {error.name} is missing", cause="pip install eyespot[train]") from None
     letters = (*string.digits, *string.ascii_letters)
-    what = [*(vocabulary.name(char) for char in vocabulary.EMOJI), *vocabulary.SHAPES, *letters, charts.BAR]
+    what = [*(vocabulary.name(char) for char in vocabulary.EMOJI), *vocabulary.SHAPES, *letters]
     return {word: i for i, word in enumerate(what, 1)}, {word: i for i, word in enumerate(vocabulary.COLOURS, 1)}

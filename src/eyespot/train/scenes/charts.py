@@ -16,7 +16,6 @@ from eyespot.train.scenes.scene import Question
 
 MOST = 10  # the axis ends here
 LABELS = ("A", "B", "C", "D", "E", "F", "K", "M", "N", "P", "R", "T", "X", "Y")
-BAR = "bar"  # what a Mark calls one
 LABEL = 0.075  # of the side: em of the labels, 12 pixels of 160
 
 
@@ -29,7 +28,8 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """marks: its bars, and the letters and digits beside them."""
+    """marks: its bars, each by its letter, and the letters and digits beside them. A letter is as colourful as its bar,
+    whatever its ink: eyes of which three labels share a token must join bar and letter before tokens are made."""
 
     image: Image.Image
     bars: tuple[Bar, ...]
@@ -55,13 +55,13 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, boo
     x0, y0, y1, x1 = round(left * side), round(top * side), round(bottom * side), round(0.97 * side)
     marks: list[Mark] = []
 
-    def write(at: tuple[float, float], text: str, anchor: str) -> None:
+    def write(at: tuple[float, float], text: str, anchor: str, shade: str) -> None:
         pen.text(at, text, font=small, fill=dark, anchor=anchor)
         x, top, right, bottom = pen.textbbox(at, text, font=small, anchor=anchor)
         each = (right - x) / len(text)
-        shade = "black" if sum(dark) < 380 else "white"
         marks.extend(Mark(c, shade, (x + i * each, top, x + (i + 1) * each, bottom)) for i, c in enumerate(text))
 
+    ink = "black" if sum(dark) < 380 else "white"
     small = glyphs.font(glyphs.LABEL_FONT, max(9, round(LABEL * side)))
     unit, printed = (y1 - y0) / MOST, rng.random() < 0.65
     step = 2 if not printed else 5
@@ -69,7 +69,7 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, boo
         y = round(y1 - tick * unit)
         faint = tuple(round(0.8 * g + 0.2 * d) for g, d in zip(ground, dark, strict=True))
         pen.line((x0, y, x1, y), fill=dark if tick == 0 else faint)
-        write((x0 - 3, y), str(tick), "rm")
+        write((x0 - 3, y), str(tick), "rm", ink)
     pen.line((x0, y0, x0, y1), fill=dark)
     room = (x1 - x0) / count
     labels, bars = rng.sample(LABELS, count), []
@@ -79,10 +79,10 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, boo
         middle, half = x0 + room * (i + 0.5), room * 0.33
         box = (round(middle - half), round(y1 - value * unit), round(middle + half), y1)
         pen.rectangle(box, fill=canvas.near(rng, vocabulary.COLOURS[shade], vocabulary.STRAY))
-        marks.append(Mark(BAR, shade, box))
-        write((middle, y1 + 3), label, "mt")
+        marks.append(Mark(label, shade, box))
+        write((middle, y1 + 3), label, "mt", shade)
         if printed:
-            write((middle, box[1] - 2), str(value), "mb")
+            write((middle, box[1] - 2), str(value), "mb", shade)
         bars.append(Bar(label, value, shade))
     return Chart(image, tuple(bars), tuple(marks)), key, False
 
@@ -115,7 +115,11 @@ def colour(rng: Random, chart: Chart) -> Question | None:
 
 
 def bars(rng: Random, chart: Chart) -> Question | None:
-    """A lesson: the values or the colours of several bars, each to be found by its letter, in the order asked."""
+    """A lesson: the values or the colours of several bars, each to be found by its letter, in the order asked; or the
+    letter, colour and value of all, left to right, where each is said beside the one it belongs to."""
+    if rng.random() < 0.3:
+        told = ", ".join(f"{bar.label} {bar.colour} {bar.value}" for bar in chart.bars)
+        return ask(rng, "bars", "bars", told)
     asked = rng.sample(chart.bars, rng.randint(2, len(chart.bars)))
     labels = ", ".join(bar.label for bar in asked)
     if len({bar.colour for bar in chart.bars}) > 1 and rng.random() < 0.6:

@@ -48,6 +48,7 @@ ASK = {
     "letters seen": ("What is in the picture?", "Which of these do you see?", "Which objects are shown?"),
     "order": ("Sort the bars from high to low.", "Which bars are the tallest, in order?"),
     "order up": ("Sort the bars from low to high.", "Which bars are the shortest, in order?"),
+    "bars": ("Read the bars.",),
     "bar colours": ("What color are the bars {p}?", "What colour are the bars {p}?"),
     "bar values": ("What are the values of {p}?", "How high are the bars {p}?"),
     "read": ("Read the text.", "What does the text say?", "What is written here?", "What is the text in the picture?"),
