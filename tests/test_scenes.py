@@ -477,6 +477,13 @@ def test_marks_lie_on_what_they_name() -> None:
         for bar in chart.bars:  # itself, and the letter under it, which has its colour but not its ink
             column, letter = (mark for mark in chart.marks if mark.what == bar.label)
             assert column.colour == letter.colour == bar.colour
+            above = [  # the digits of its value, where they are printed
+                mark
+                for mark in chart.marks
+                if mark.what.isdigit() and column.box[0] < (mark.box[0] + mark.box[2]) / 2 < column.box[2]
+            ]
+            assert "".join(mark.what for mark in above) in ("", str(bar.value))
+            assert {mark.colour for mark in above} <= {bar.colour}
             assert column.box[0] < (letter.box[0] + letter.box[2]) / 2 < column.box[2]
             assert column.box[3] <= letter.box[1]
             bars.append(column)
@@ -484,6 +491,10 @@ def test_marks_lie_on_what_they_name() -> None:
             x1, y1, x2, y2 = map(round, mark.box)
             inside = list(chart.image.crop((x1, y1, x2, y2)).getdata())
             assert mark in bars or max(glyphs.distance(pixel, inside[0]) for pixel in inside) > 100, mark
+            if mark.box[2] < min(bar.box[0] for bar in bars):  # a tick: of its ink's colour
+                ground = chart.image.getpixel((0, 0))
+                assert isinstance(ground, tuple)
+                assert mark.colour == ("black" if sum(ground) > 380 else "white")
         assert {mark.what for mark in view.marks} == {item.thing.noun for item in view.items}
         shapes = [mark for mark in view.marks if mark.what in vocabulary.SHAPES and mark.what != "ring"]
         for image, marks in ((page.image, page.marks), (chart.image, bars), (view.image, shapes)):
@@ -492,6 +503,17 @@ def test_marks_lie_on_what_they_name() -> None:
                 inside = image.crop((x1 - 1, y1, max(x2, x1 + 1) + 1, y2)).getdata()
                 wanted = vocabulary.COLOURS[mark.colour]
                 assert min(glyphs.distance(pixel, wanted) for pixel in inside) < 60, mark
+
+
+@pytest.mark.parametrize("side", [64, 96, 160])
+def test_a_chart_lies_inside_its_picture(side: int) -> None:
+    rng = Random(13)
+    for _ in range(N):
+        chart, _, _ = charts.draw(rng, "train", side, "chart")
+        for mark in chart.marks:
+            x1, y1, x2, y2 = mark.box
+            assert 0 <= x1 < x2 <= side, mark
+            assert 0 <= y1 < y2 <= side, mark
 
 
 def test_pairs_and_clips_tell_what_differs() -> None:

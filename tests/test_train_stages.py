@@ -284,6 +284,10 @@ def test_a_label_is_what_lies_at_a_point_of_the_patch() -> None:
     assert things[0, 1].tolist() == things[0, 0].tolist()
     colours = found[..., 2:].reshape(3, 2, 4)
     assert colours[:, 0].tolist() == [[1, 1, 1, -1], [-1, -1, -1, -1], [1, -1, -1, -1]]
+    small = (Mark("cat", "red", (0, 0, 80, 16)), Mark("a", "", (10, 17, 12, 23)), Mark("a", "red", (70, 13, 75, 18)))
+    (tile,) = marker(replace(record, marks=(small,)), (InternVL(16, 4, max_tiles=1).cut(80, 40),))  # 40 x 20 a patch
+    assert tile[..., :2].reshape(2, 4).tolist() == [[1, 1, 1, 1], [2, 0, 0, 0]]  # small ones where nothing else is
+    assert tile[..., 2:].reshape(2, 4).tolist() == [[1, 1, 1, 1], [-1, 0, 0, 0]]
     nothing = marker(replace(record, marks=((),)), (InternVL(16, 4, max_tiles=1).cut(80, 40),))
     assert not nothing.any()
     for wrong, why in ((None, "nothing is known"), (((Mark("dog", "", (0, 0, 1, 1)),),), "'dog', which has no class")):
@@ -331,6 +335,24 @@ def test_heads_tell_where_a_patch_stands() -> None:
         rows, columns = (head(torch.nn.functional.layer_norm(states[0, 1:], (24,))).argmax(-1) for head in heads.places)
     assert rows.tolist() == [i // 4 for i in range(16)]
     assert columns.tolist() == [i % 4 for i in range(16)]
+
+
+def test_heads_weigh_what_a_patch_shows() -> None:
+    """One patch, by torch's own cross entropies: two things, the right half background, and two colours."""
+    torch.manual_seed(0)
+    heads, states = Heads(24, 3, 2, side=1), torch.randn(1, 1, 24)
+    rows = torch.nn.functional.layer_norm(states[0], (24,))
+
+    def told(*labels: int) -> float:
+        return heads(states, torch.tensor(labels, dtype=torch.int16).view(1, 1, 1, 4)).item()
+
+    def loss(number: int, label: int) -> float:
+        return torch.nn.functional.cross_entropy(heads.names[number](rows), torch.tensor([label])).item()
+
+    place = told(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)
+    wanted = loss(0, 3) + 0.2 * loss(1, 0) + 0.4 * loss(2, 1) + 0.2 * 0.4 * loss(3, 0)
+    assert told(3, 0, 1, 0) - place == pytest.approx(wanted, rel=1e-5)
+    assert told(UNKNOWN, UNKNOWN, UNKNOWN, 2) - place == pytest.approx(0.4 * loss(3, 2), rel=1e-5)
 
 
 def test_attention_either_way(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -4,14 +4,23 @@ What a short training at the end gains in what it asks about, it loses in the re
 of both (Wortsman et al., "Model soups", arXiv 2203.05482).
 """
 
+import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-one, other, out = map(Path, sys.argv[1:])
-shutil.copytree(other, out)
-ours, theirs = (load_file(model / "model.safetensors") for model in (one, other))
+WEIGHTS = "model.safetensors"
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+for name in ("one", "other", "out"):
+    parser.add_argument(name, type=Path)
+given = parser.parse_args()
+for model in (given.one, given.other):
+    if not (model / WEIGHTS).is_file():
+        parser.error(f"{model}: no model, {WEIGHTS} is missing; likely cause: its recipe has not been run yet")
+ours, theirs = (load_file(model / WEIGHTS) for model in (given.one, given.other))
 mean = {name: ((ours[name].float() + theirs[name].float()) / 2).to(ours[name].dtype) for name in ours}
-save_file(mean, out / "model.safetensors", metadata={"format": "pt"})
+# The weights come last: what is left unfinished is no model.
+shutil.copytree(given.other, given.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(WEIGHTS))
+save_file(mean, given.out / WEIGHTS, metadata={"format": "pt"})

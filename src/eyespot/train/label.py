@@ -10,6 +10,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil, floor
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,6 @@ UNKNOWN = -1
 BACKGROUND = 0.2  # weight of a patch of background: most are, and they are soon learned
 PLACE = 0.1  # weight of a patch's row, and of its column
 COLOUR = 0.4  # weight of each of the two colours of a patch beside that of the things that have them
-POINTS = (0.25, 0.75)  # of a patch's width, at the middle of its height: letters are narrower than patches
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class Marker:
     seen: float = 1.0
 
     def __call__(self, record: Record, cuts: Sequence[Cut]) -> npt.NDArray[np.int16]:
-        """[t, side, side, 4]: the thing in the left and in the right half of each patch, then the colours there.
+        """[t, side, side, 4]: the thing in the left and in the right half of each patch, as letters are narrower than
+        patches, then the colours there.
         BadRecord where nobody knows what the pictures show, or a mark's word has no class."""
         if record.marks is None and not self.strict:
             return np.full((sum(cut.tiles for cut in cuts), self.side, self.side, 4), UNKNOWN, np.int16)
@@ -69,17 +70,27 @@ class Marker:
     ) -> npt.NDArray[np.int16]:
         """Of the tile at (left, top) of so much of a picture, in shares of it."""
         n = self.side
-        labels = np.full((n, n, 4), NOTHING, np.int16)
-        y = (top + height * self.seen * (np.arange(n) + 0.5) / n) * size[1]
-        for half, point in enumerate(POINTS):
-            x = (left + width * self.seen * (np.arange(n) + point) / n) * size[0]
-            for mark in marks:
-                x1, y1, x2, y2 = mark.box
-                rows, columns = np.nonzero((y >= y1) & (y < y2))[0], np.nonzero((x >= x1) & (x < x2))[0]
-                at = np.ix_(rows, columns)
-                labels[..., half][at] = self.what[mark.what]
-                labels[..., 2 + half][at] = self.colours.get(mark.colour, UNKNOWN)
-        return labels
+        what, colours = np.full((2, n, 2 * n), NOTHING, np.int16)
+        across, down = 2 * n / (width * self.seen), n / (height * self.seen)
+        for mark in marks:
+            x1, y1, x2, y2 = mark.box
+            rows, high = _cells((y1 / size[1] - top) * down, (y2 / size[1] - top) * down)
+            columns, wide = _cells((x1 / size[0] - left) * across, (x2 / size[0] - left) * across)
+            there = np.s_[rows, columns]
+            if (high and wide) or (what[there] == NOTHING).all():
+                what[there] = self.what[mark.what]
+                colours[there] = self.colours.get(mark.colour, UNKNOWN)
+        return np.concatenate((what.reshape(n, n, 2), colours.reshape(n, n, 2)), -1)
+
+
+def _cells(low: float, high: float) -> tuple[slice, bool]:
+    """The cells, of side 1, whose middles lie in [low, high), and True; or where there is none, as the letter under a
+    bar is lower than a patch, the cell in which the middle of low and high lies, and False."""
+    start, stop = (max(0, ceil(end - 0.5)) for end in (low, high))
+    if start < stop:
+        return slice(start, stop), True
+    middle = floor((low + high) / 2)
+    return slice(max(0, middle), max(0, middle + 1)), False
 
 
 class Heads(nn.Module):

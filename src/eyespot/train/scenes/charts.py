@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from random import Random
 
 from PIL import Image, ImageDraw
@@ -52,7 +53,10 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, boo
     dark = (20, 20, 20) if sum(ground) > 380 else (240, 240, 240)
     image = Image.new("RGB", (side, side), ground)
     pen = ImageDraw.Draw(image)
-    x0, y0, y1, x1 = round(left * side), round(top * side), round(bottom * side), round(0.97 * side)
+    small = glyphs.font(glyphs.LABEL_FONT, max(9, round(LABEL * side)))
+    room = 3 + ceil(small.size)  # of a line of writing, which is more than a frame's share of a small picture
+    x0, x1 = max(4 + ceil(small.getlength(str(MOST))), round(left * side)), round(0.97 * side)
+    y0, y1 = max(room, round(top * side)), min(side - room, round(bottom * side))
     marks: list[Mark] = []
 
     def write(at: tuple[float, float], text: str, anchor: str, shade: str) -> None:
@@ -62,7 +66,6 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, boo
         marks.extend(Mark(c, shade, (x + i * each, top, x + (i + 1) * each, bottom)) for i, c in enumerate(text))
 
     ink = "black" if sum(dark) < 380 else "white"
-    small = glyphs.font(glyphs.LABEL_FONT, max(9, round(LABEL * side)))
     unit, printed = (y1 - y0) / MOST, rng.random() < 0.65
     step = 2 if not printed else 5
     for tick in range(0, MOST + 1, step):
@@ -71,12 +74,12 @@ def draw(rng: Random, which: str, side: int, task: str) -> tuple[Chart, str, boo
         pen.line((x0, y, x1, y), fill=dark if tick == 0 else faint)
         write((x0 - 3, y), str(tick), "rm", ink)
     pen.line((x0, y0, x0, y1), fill=dark)
-    room = (x1 - x0) / count
+    pitch = (x1 - x0) / count
     labels, bars = rng.sample(LABELS, count), []
     named = [n for n, c in vocabulary.COLOURS.items() if distance(c, ground) >= 110]
     shades = rng.sample(named, count) if rng.random() < 0.6 else [rng.choice(named)] * count
     for i, (label, value, shade) in enumerate(zip(labels, values, shades, strict=True)):
-        middle, half = x0 + room * (i + 0.5), room * 0.33
+        middle, half = x0 + pitch * (i + 0.5), pitch * 0.33
         box = (round(middle - half), round(y1 - value * unit), round(middle + half), y1)
         pen.rectangle(box, fill=canvas.near(rng, vocabulary.COLOURS[shade], vocabulary.STRAY))
         marks.append(Mark(label, shade, box))
