@@ -76,7 +76,7 @@ def test_the_sheet_of_cuts(bundle: Path, picture: Path, tmp_path: Path, capsys: 
     assert ways["qwen2_5_vl"]["canvas"] == [308, 112]
     with Image.open(sheet) as drawn:
         assert drawn.width > 1200
-        assert len(set(drawn.convert("RGB").getdata())) > 100
+        assert drawn.convert("RGB").getcolors(100) is None  # more than a hundred
     assert run("inspect", bundle, "--image", picture, "-o", sheet, "--image-tokens", 8) == 0
     table = capsys.readouterr().out
     assert "internvl" in table

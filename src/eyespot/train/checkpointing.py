@@ -198,7 +198,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
     file = TensorFile(path / WEIGHTS)
     named = {n: p for n, p in model.named_parameters() if not n.startswith(TEACHER)}
     if set(named) != set(file.entries) or any(tuple(p.shape) != file.entries[n].shape for n, p in named.items()):
-        raise EyespotError(f"{path}: the model has changed", cause="model_name_or_path leads to another one by now")
+        raise EyespotError(
+            f"{path}: the model has changed",
+            cause="model_name_or_path leads to another one by now, or another eyespot wrote this",
+        )
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(torch.from_numpy(np.array(file.raw(name))))
