@@ -104,8 +104,8 @@ def test_a_clip_and_a_box_from_the_command_line(tmp_path: Path, capsys: pytest.C
 
 
 def test_eval_of_the_float_model_and_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same questions, pixels and prompt through transformers and through the engine, whose cache is float32 here: where
-    the model guesses, one of 16 bits settles which digit or letter."""
+    """The same questions, pixels and prompt through transformers and through the engine, whose cache is float32 here:
+    where the model guesses, one of 16 bits settles which digit or letter."""
     assert run("scenes", tmp_path / "set", "-n", 40, "--split", "validation", "--seed", 3, "--json") == 0
     assert run("compile", MODEL, "--scheme", "f32", "--kv-cache", "f32", "-o", tmp_path / "bundle") == 0
     capsys.readouterr()

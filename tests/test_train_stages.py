@@ -33,7 +33,7 @@ from eyespot.train.pixels import Eye
 from eyespot.train.recipe import Recipe, Source
 from eyespot.train.streams import Pack, State, Streams, load, open_data
 from test_families import Loaded as Compiled
-from training import SCENES, TEXT, VISION, finished, losses, made, same, tune, weights
+from training import SCENES, SRC, TEXT, VISION, finished, losses, made, same, tune, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -584,3 +584,17 @@ def test_the_architecture_of_internvl2_1b(tiny: Path, rows: Path, tmp_path: Path
 
     result = compile_model(checkpoint, tmp_path / "bundle", Options(scheme="W8A8", vision_scheme="W8A8"))
     assert result.family == "internvl/qwen2"
+
+
+def test_the_model_of_the_package_by_its_name(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lends its tokenizer, teaches, and is transferred, from any directory: the recipes as they are, a step each."""
+    monkeypatch.chdir(tmp_path)
+    recipes, data = SRC.parent / "recipes", f"data=[{{path: {rows}}}]"
+    few = [f"--set={each}" for each in ("max_steps=1", "warmup_steps=0", "per_device_train_batch_size=2", data)]
+    assert verb("train", recipes / "student" / "create.yaml") == 0
+    assert verb("distill", recipes / "student" / "distil.yaml", *few) == 0
+    assert verb("train", recipes / "student" / "tune.yaml", *few) == 0
+    whole = ("--set", f"general_{data}", "--set", "torch_compile=false")
+    assert verb("train", recipes / "nano" / "transfer.yaml", *few, *whole) == 0
+    assert open_checkpoint(Path("build", "nano", "transfer", "model")).files.keys() >= {"tokenizer.json"}
+    assert verb("train", "--check-data", rows, "--tokenizer", "eyespot-nano", "--no-page") == 0

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from eyespot.checkpoint import local
 from eyespot.errors import EyespotError
 from eyespot.families.internvl import CONTEXT_TOKEN, HF_TEMPLATE, IMAGE_PROCESSOR, MEAN, STD
 from eyespot.tensorfile import read_bytes
@@ -46,7 +47,7 @@ def create(recipe: Recipe, data: Dataset | None, out: Path) -> dict[str, int]:
         texts = (*spoken(records(data, range(len(data)), skipped)), *english())
         tokenizer = train_tokenizer(texts, model.vocab_size)
     else:
-        path = model.tokenizer_name_or_path / "tokenizer.json"
+        path = local(model.tokenizer_name_or_path) / "tokenizer.json"
         tokenizer = tokenizer_of(read_bytes(path), path)
         if missing := [mark for mark in (*CHAT[1:], *PICTURES[:3]) if tokenizer.token_to_id(mark) is None]:
             raise EyespotError(f"{path}: the tokenizer lacks tokens", found=", ".join(missing))

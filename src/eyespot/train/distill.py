@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eyespot.checkpoint import local
 from eyespot.errors import EyespotError
 from eyespot.families.internvl import MEAN, STD
 from eyespot.tensorfile import read_json
@@ -148,6 +149,7 @@ def open_tower(path: Path, size: int | None) -> tuple[nn.Module, Eye, int]:
     any that AutoModel opens and that gives hidden states of square patches. size: of its pictures, when not its own."""
     import transformers
 
+    path = local(path)
     config = read_json(path / "config.json")
     if not isinstance(config, Mapping):
         raise EyespotError(f"{path}: config.json is not an object")

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from eyespot import families, images
-from eyespot.checkpoint import open_checkpoint
+from eyespot.checkpoint import local, open_checkpoint
 from eyespot.errors import EyespotError, UnsupportedModel
 from eyespot.families.internvl import CONTEXT_TOKEN, CONVERSATIONS, Conversation
 from eyespot.resolution import RULES, BlueLMV, Cut, InternVL
@@ -118,6 +118,7 @@ class Encoder:
 def open_encoder(path: Path, max_tiles: int | None = None) -> Encoder:
     """The encoder of a tokenizer.json, with InternVL's image rule and a plain template, or of a checkpoint, with its
     own. max_tiles: of a sample's pictures together, when not the model's."""
+    path = local(path)
     if path.is_dir():
         checkpoint = open_checkpoint(path)
         if "tokenizer.json" not in checkpoint.files:
