@@ -467,6 +467,7 @@ def _middle(chart: charts.Chart, i: int) -> list[int]:
 def test_marks_lie_on_what_they_name() -> None:
     """Of a shape, a bar or a printed letter: its colour is found inside its box, and lines read left to right."""
     rng = Random(9)
+    values = ticks = 0
     for _ in range(N):
         page, _, _ = texts.draw(rng, "train", 160, "read")
         chart, _, _ = charts.draw(rng, "train", 160, "chart")
@@ -484,16 +485,18 @@ def test_marks_lie_on_what_they_name() -> None:
             ]
             assert "".join(mark.what for mark in above) in ("", str(bar.value))
             assert {mark.colour for mark in above} <= {bar.colour}
+            values += bool(above)
             assert column.box[0] < (letter.box[0] + letter.box[2]) / 2 < column.box[2]
             assert column.box[3] <= letter.box[1]
             bars.append(column)
+        ground = chart.image.getpixel((0, 0))
+        assert isinstance(ground, tuple)
         for mark in chart.marks:
             x1, y1, x2, y2 = map(round, mark.box)
             inside = [pixel for _, pixel in chart.image.crop((x1, y1, x2, y2)).getcolors(160 * 160)]
-            assert mark in bars or max(glyphs.distance(pixel, inside[0]) for pixel in inside) > 100, mark
+            assert mark in bars or max(glyphs.distance(pixel, ground) for pixel in inside) > 100, mark
             if mark.box[2] < min(bar.box[0] for bar in bars):  # a tick: of its ink's colour
-                ground = chart.image.getpixel((0, 0))
-                assert isinstance(ground, tuple)
+                ticks += 1
                 assert mark.colour == ("black" if sum(ground) > 380 else "white")
         assert {mark.what for mark in view.marks} == {item.thing.noun for item in view.items}
         shapes = [mark for mark in view.marks if mark.what in vocabulary.SHAPES and mark.what != "ring"]
@@ -503,6 +506,8 @@ def test_marks_lie_on_what_they_name() -> None:
                 inside = [pixel for _, pixel in image.crop((x1 - 1, y1, max(x2, x1 + 1) + 1, y2)).getcolors(160 * 160)]
                 wanted = vocabulary.COLOURS[mark.colour]
                 assert min(glyphs.distance(pixel, wanted) for pixel in inside) < 60, mark
+    assert values
+    assert ticks
 
 
 @pytest.mark.parametrize("side", [64, 96, 160])

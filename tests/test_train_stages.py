@@ -587,12 +587,13 @@ def test_the_architecture_of_internvl2_1b(tiny: Path, rows: Path, tmp_path: Path
 
 
 def test_the_model_of_the_package_by_its_name(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lends its tokenizer, teaches, and is transferred, from any directory: the recipes as they are, a step each."""
+    """It lends its tokenizer, teaches, and is transferred, from any directory: our own recipes, a step each."""
     monkeypatch.chdir(tmp_path)
     recipes, data = SRC.parent / "recipes", f"data=[{{path: {rows}}}]"
     few = [f"--set={each}" for each in ("max_steps=1", "warmup_steps=0", "per_device_train_batch_size=2", data)]
+    master = ("--set", "teacher_model_name_or_path=eyespot-nano")
     assert verb("train", recipes / "student" / "create.yaml") == 0
-    assert verb("distill", recipes / "student" / "distil.yaml", *few) == 0
+    assert verb("distill", recipes / "student" / "distil.yaml", *few, *master) == 0
     assert verb("train", recipes / "student" / "tune.yaml", *few) == 0
     whole = ("--set", f"general_{data}", "--set", "torch_compile=false")
     assert verb("train", recipes / "nano" / "transfer.yaml", *few, *whole) == 0
