@@ -13,6 +13,7 @@ from eyespot.checkpoint import local, open_checkpoint
 from eyespot.cli.demo import FIND, MODEL, PICTURE, QUESTIONS
 from eyespot.compile import Options, compile_model
 from eyespot.errors import UsageError
+from eyespot.run.draw import draw
 from eyespot.train.scenes import Scenes, generate
 from test_evaluate import run
 
@@ -122,3 +123,13 @@ def test_eval_of_the_float_model_and_a_bundle(tmp_path: Path, capsys: pytest.Cap
     assert said[0] == said[1]
     asked = (tmp_path / "set" / "validation.jsonl").read_text().splitlines()
     assert {json.loads(row)["task"].split()[0] for row in asked} == set(generate.TASKS)
+
+
+def test_boxes_are_drawn_where_they_are_and_labelled() -> None:
+    blank = Image.new("RGB", (200, 100), "white")
+    drawn = draw(blank, [("cat", (20, 40, 80, 90)), ("", (150, -5, 260, 300))])
+    assert blank.getpixel((20, 40)) == (255, 255, 255)
+    assert drawn.getpixel((20, 60)) != (255, 255, 255)
+    assert drawn.getpixel((50, 65)) == (255, 255, 255)
+    assert drawn.getpixel((150, 50)) not in ((255, 255, 255), drawn.getpixel((20, 60)))
+    assert any(drawn.getpixel((x, y)) != (255, 255, 255) for x in range(20, 50) for y in range(25, 38))
