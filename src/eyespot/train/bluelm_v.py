@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from eyespot.checkpoint import local, open_checkpoint
+from eyespot.checkpoint import open_checkpoint
 from eyespot.errors import EyespotError, UnsupportedModel, one_line
 from eyespot.families.bluelm_v import CHAT_TEMPLATE, IMAGE_TOKEN, MEAN, STD
 from eyespot.families.language import LANGUAGE
@@ -213,8 +213,7 @@ def compose(parts: ComposeConfig, seed: int) -> tuple[BlueLMVForConditionalGener
 
 
 def _load(kind: Any, path: Path) -> Any:
-    path = local(path)
-    open_checkpoint(path)  # what is damaged is told in our words
+    path = open_checkpoint(path).path  # what is damaged is told in our words
     with quiet():
         try:
             model, info = kind.from_pretrained(

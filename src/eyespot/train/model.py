@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from eyespot import families
-from eyespot.checkpoint import local, open_checkpoint
+from eyespot.checkpoint import open_checkpoint
 from eyespot.errors import EyespotError, UnsupportedModel
 from eyespot.train.data.encode import open_encoder, picture_config
 from eyespot.train.pixels import Eye
@@ -51,10 +51,10 @@ class Loaded:
 
 
 def open_model(path: Path, max_tiles: int | None = None) -> Loaded:
-    """The model in directory `path`, or the package's of that name. EyespotError for a broken one; UnsupportedModel for
+    """The model that `path` leads to, as in open_checkpoint. EyespotError for a broken one; UnsupportedModel for
     other layouts and models, and for what `eyespot compile` could not build."""
-    path = local(path)
     checkpoint = open_checkpoint(path)
+    path = checkpoint.path
     if not families.is_trained(checkpoint.config):
         raise UnsupportedModel(
             f"{path}: not a model that is trained here", found=checkpoint.config.get("architectures"),
