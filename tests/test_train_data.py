@@ -681,6 +681,26 @@ def test_clips_become_frames(tmp_path: Path) -> None:
     checked(made)
 
 
+def test_a_written_clip_is_read_again(tmp_path: Path) -> None:
+    picture(tmp_path / "film" / "0.png", (8, 8))
+    record = Record(dialogue("<video>\nWhat moves?", "A cat."), videos=(Video(tmp_path / "film", (0.5, 2.25)),))
+    assert write_jsonl([record], tmp_path / "set.jsonl") == 1
+    (video,) = open_set(tmp_path / "set.jsonl")[0].videos
+    assert video.clip == (0.5, 2.25)
+
+
+def test_a_column_may_hold_the_system_turn(tmp_path: Path) -> None:
+    """LLaMA-Factory's; a turn of the conversation goes first."""
+    entry = {"file_name": "set.json", "formatting": "sharegpt", "columns": {"system": "rule"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"s": entry}))
+    own = [{"from": "system", "value": "Be long."}, *talk("Why?", "So.")]
+    rows = [{"conversations": said, "rule": "Be brief."} for said in (talk("Why?", "So."), own)]
+    (tmp_path / "set.json").write_text(json.dumps(rows))
+    found = [record.turns for record in open_set(tmp_path / "dataset_info.json", "llama_factory")]
+    assert [turns[0] for turns in found] == [Turn("system", "Be brief."), Turn("system", "Be long.")]
+    assert [len(turns) for turns in found] == [3, 3]
+
+
 def test_animations_and_their_clips(tmp_path: Path) -> None:
     stills = [Image.new("RGB", (6, 6), (40 * i, 0, 0)) for i in range(6)]
     stills[0].save(tmp_path / "a.gif", save_all=True, append_images=stills[1:], duration=500)

@@ -458,6 +458,25 @@ def test_logits_of_a_teacher(tiny: Path, teacher: Path, rows: Path, tmp_path: Pa
     assert losses(recipe)[-1] < 0.5 * losses(recipe)[0]
 
 
+def test_how_a_teacher_is_weighed(tiny: Path) -> None:
+    """(1 - ratio) of the cross entropy, and ratio x temperature^2 of the divergence, as torch.distributions has it."""
+    from torch.distributions import Categorical, kl_divergence
+
+    student, master = open_model(tiny, 1), open_model(tiny, 1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in master.vlm.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    objective = Logits(student, master, "token", 0.3, 2.0).eval()
+    batch = collate([[streams(tiny).sample(0, []).views[0]]], "token")
+    with torch.no_grad():
+        found, goal = (predicted(side.vlm, batch, side.view.eye) for side in (student, master))
+        divergence = kl_divergence(Categorical(logits=goal / 2), Categorical(logits=found / 2)).sum()
+        wanted = 0.7 * torch.nn.functional.cross_entropy(found, batch.targets, reduction="sum") + 0.3 * 4 * divergence
+        assert divergence > 0.01
+        assert objective(batch, batch).item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
 def test_a_teacher_of_another_vocabulary(tiny: Path, rows: Path, tmp_path: Path) -> None:
     import models
 
