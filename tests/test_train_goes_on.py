@@ -251,7 +251,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny: Path, rows: Path, tmp_path
     recipe = tune(tmp_path / "run", tiny, rows)
     stopped_after(recipe, 3)
     before = weights(recipe.output_dir / "checkpoint-2" / checkpointing.WEIGHTS)
-    with file_limit(50_000), pytest.raises(EyespotError, match="checkpoint-4 cannot be written.*the disk is full"):
+    with file_limit(50_000), pytest.raises(EyespotError, match=r"checkpoint-4 cannot be written.*the disk is full"):
         stages.run(recipe)
     assert [p.name for p in recipe.output_dir.glob("*checkpoint*")] == ["checkpoint-2"]
     after = weights(recipe.output_dir / "checkpoint-2" / checkpointing.WEIGHTS)
